@@ -1,9 +1,9 @@
 """The ``LISTEN_FDS`` convention in both directions, and the variables of our own.
 
-A parent that passes descriptors opens them from 3 on in its child and says how many there are (``LISTEN_FDS``), for which
-process (``LISTEN_PID``; on newer systemd also ``LISTEN_PIDFDID``, a pidfd's inode number) and what they are called
-(``LISTEN_FDNAMES``, separated by colons). The variables are for one process and one reading: ``take`` removes them,
-whatever it finds in them.
+A parent that passes descriptors opens them from 3 on in its child and says how many there are (``LISTEN_FDS``), for
+which process (``LISTEN_PID``; on newer systemd also ``LISTEN_PIDFDID``, a pidfd's inode number) and what they are
+called (``LISTEN_FDNAMES``, separated by colons). The variables are for one process and one reading: ``take`` removes
+them, whatever it finds in them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ FOR_ONE_PROCESS = (*_LISTEN, PATH, GENERATION, "NOTIFY_SOCKET", "WATCHDOG_PID", 
 def take(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, int]]:
     """The descriptors that the parent passed to process ``pid``: name and number, in the order of ``LISTEN_FDNAMES``.
 
-    The variables are removed from ``environ`` in every case. Nothing came: an empty list; so too when ``LISTEN_PID`` is
-    absent or names another process, or ``LISTEN_PIDFDID`` does: those descriptors are for somebody else. What came without
-    a name is called ``listener0``, ``listener1``, … by its position. All are close-on-exec afterwards, and the caller's.
+    The variables are removed from ``environ`` in every case. Nothing came: an empty list; so too when ``LISTEN_PID``
+    is absent or names another process, or ``LISTEN_PIDFDID`` does: those descriptors are for somebody else. What came
+    without a name is called ``listener0``, ``listener1``, … by its position. All are close-on-exec afterwards, and
+    the caller's.
 
     ``EnvironmentInvalid`` when a variable makes no sense; no descriptor is touched then.
     """
@@ -79,7 +80,8 @@ def addressee(environ: MutableMapping[str, str]) -> int | None:
 
 
 def compose(names: Iterable[str]) -> dict[str, str]:
-    """The variables for a child that finds these listeners, in this order, from descriptor 3 on; empty when there are none.
+    """The variables for a child that finds these listeners, in this order, from descriptor 3 on; empty when there are
+    none.
 
     ``LISTEN_PID`` is a placeholder: ``process.spawn`` lets the child's own number take its place.
     ``ValueError`` for a name that ``check_name`` refuses.
@@ -91,8 +93,8 @@ def compose(names: Iterable[str]) -> dict[str, str]:
 
 
 def check_name(name: str) -> str:
-    """``name`` itself when it can name a listener: 1 to 255 printable ASCII characters, none of them ``:``. ``ValueError``
-    otherwise.
+    """``name`` itself when it can name a listener: 1 to 255 printable ASCII characters, none of them ``:``.
+    ``ValueError`` otherwise.
     """
     if not 1 <= len(name) <= NAME_MAX or ":" in name or not name.isascii() or not name.isprintable():
         raise ValueError(f"{name!r} can't name a listener: 1 to {NAME_MAX} printable ASCII characters without ':'")

@@ -1,6 +1,7 @@
 """What a descriptor is, in words that two processes can compare, and the few flags that we set on one.
 
-**Canonical address text** is what an entry carries on the wire, what messages print, and what ``parse_address`` reads back:
+**Canonical address text** is what an entry carries on the wire, what messages print, and what ``parse_address`` reads
+back:
 
 =====================  ==========================================================================================
 ``127.0.0.1:80``       IPv4
@@ -38,8 +39,8 @@ _IFREQ_SIZE = 40
 
 
 class Description:
-    """What the kernel says of a socket. ``address`` is canonical text. ``cookie`` names the socket across processes and is
-    0 where there is none; flags that do not apply are false.
+    """What the kernel says of a socket. ``address`` is canonical text. ``cookie`` names the socket across processes
+    and is 0 where there is none; flags that do not apply are false.
     """
 
     __slots__ = ("address", "connected", "cookie", "family", "listening", "protocol", "type", "v6only")
@@ -84,15 +85,16 @@ class Description:
 
 def kind_word(family: int, type: int) -> str:
     """``TCP``, ``UDP``, ``Unix stream``, … for messages."""
-    types = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram", socket.SOCK_SEQPACKET: "seqpacket"}
-    word = types.get(socket.SocketKind(type), f"type {type}") if type in types else f"type {type}"
+    words: dict[int, str] = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram", socket.SOCK_SEQPACKET: "seqpacket"}
+    word = words.get(type, f"type {type}")
     if family in (socket.AF_INET, socket.AF_INET6):
         return {"stream": "TCP", "datagram": "UDP"}.get(word, f"internet {word}")
     return f"Unix {word}" if family == socket.AF_UNIX else f"family {family} {word}"
 
 
 def describe(fd: int) -> Description | None:
-    """What socket ``fd`` is; ``None`` when it is open but no socket. ``SystemCallError`` (EBADF) when it is not open."""
+    """What socket ``fd`` is; ``None`` when it is open but no socket. ``SystemCallError`` (EBADF) when it is not open.
+    """
     raw = ffi.new("struct fdh_socket *")
     result = lib.fdh_socket_describe(fd, raw)
     if result == -errno.ENOTSOCK:
@@ -121,9 +123,9 @@ def listener_queue(fd: int) -> tuple[int, int] | None:
 
 
 def socket_from_fd(fd: int, description: Description | None = None) -> socket.socket:
-    """A ``socket.socket`` that owns ``fd``, built with the family, type and protocol of ``description`` (asked from the
-    kernel when it is not given), never guessed. ``fd`` stays the caller's when this raises: ``ListenerMismatch`` when it is
-    no socket, ``SystemCallError`` when it is not open.
+    """A ``socket.socket`` that owns ``fd``, built with the family, type and protocol of ``description`` (asked from
+    the kernel when it is not given), never guessed. ``fd`` stays the caller's when this raises: ``ListenerMismatch``
+    when it is no socket, ``SystemCallError`` when it is not open.
     """
     if description is None:
         description = describe(fd)
@@ -209,8 +211,8 @@ def unix_text(name: bytes) -> str:
 
 
 def unix_name(text: str) -> bytes | None:
-    """The bytes that ``unix_text`` made ``text`` of; ``None`` when it is not a Unix socket's address. ``ValueError`` for an
-    escape that ``unix_text`` does not make.
+    """The bytes that ``unix_text`` made ``text`` of; ``None`` when it is not a Unix socket's address. ``ValueError``
+    for an escape that ``unix_text`` does not make.
     """
     if not text.startswith("unix:"):
         return None

@@ -1,8 +1,8 @@
 """The one module that touches the compiled C core.
 
-``ffi`` and ``lib`` are cffi's; ``lib`` is typed by the ``Library`` protocol below, which repeats ``fdhandoff.h`` in Python's
-words. The header is the contract: what a function returns, which descriptors it takes or gives, which conditions it may
-report. Every call releases the interpreter lock while it runs.
+``ffi`` and ``lib`` are cffi's; ``lib`` is typed by the ``Library`` protocol below, which repeats ``fdhandoff.h`` in
+Python's words. The header is the contract: what a function returns, which descriptors it takes or gives, which
+conditions it may report. Every call releases the interpreter lock while it runs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
         def typeof(self, cdecl: Any, /) -> Any: ...
 
     class Library(Protocol):
-        """``fdhandoff.h``. Pointers are cffi data; deadlines are absolute nanoseconds; ``int`` results as the header says."""
+        """``fdhandoff.h``. Pointers are cffi data; deadlines are absolute nanoseconds; ``int`` results as the header
+        says.
+        """
 
         FDH_ABI: int
         FDH_FDS_MAX: int
