@@ -50,24 +50,24 @@ def take(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, int]]:
     if count_text is None or pid_text is None:
         return []
     if not _is_number(pid_text) or int(pid_text) == 0:
-        raise EnvironmentInvalid(f"{LISTEN_PID}={pid_text!r} is not a process id: the program that starts us set it wrongly")
+        raise EnvironmentInvalid(f"{LISTEN_PID}={pid_text!r} is not a process id: whoever starts us set it wrongly")
     if int(pid_text) != pid or not _is_ours(found[LISTEN_PIDFDID], pid):
         return []
     if not _is_number(count_text) or int(count_text) == 0:
         raise EnvironmentInvalid(
-            f"{LISTEN_FDS}={count_text!r} is not a number of descriptors from 1 on: set it to how many are passed, or unset it"
+            f"{LISTEN_FDS}={count_text!r} is not a number from 1 on: set it to how many descriptors are passed"
         )
     count = int(count_text)
     closed = _first_closed(count)
     if closed is not None:
         raise EnvironmentInvalid(
-            f"{LISTEN_FDS}={count_text!r} promises descriptors {FIRST_FD} to {FIRST_FD + count - 1}, but {closed} is not open: "
-            "pass them all, or correct the number"
+            f"{LISTEN_FDS}={count_text!r} promises descriptors {FIRST_FD} to {FIRST_FD + count - 1}, "
+            f"but {closed} is not open: pass them all, or correct the number"
         )
     names = _names(found[LISTEN_FDNAMES], count)
     fds = range(FIRST_FD, FIRST_FD + count)
     set_cloexec(fds)
-    return list(zip(names, fds))
+    return list(zip(names, fds, strict=True))
 
 
 def addressee(environ: MutableMapping[str, str]) -> int | None:
@@ -131,7 +131,7 @@ def _is_ours(pidfd_id: str | None, pid: int) -> bool:
     if pidfd_id is None or pid != os.getpid():
         return True
     if not _is_number(pidfd_id):
-        raise EnvironmentInvalid(f"{LISTEN_PIDFDID}={pidfd_id!r} is not a number: the program that starts us set it wrongly")
+        raise EnvironmentInvalid(f"{LISTEN_PIDFDID}={pidfd_id!r} is not a number: whoever starts us set it wrongly")
     own = own_pidfd_id()
     return own == 0 or own == int(pidfd_id)
 
@@ -149,7 +149,8 @@ def _names(text: str | None, count: int) -> list[str]:
     names = text.split(":")
     if len(names) != count:
         raise EnvironmentInvalid(
-            f"{LISTEN_FDNAMES}={text!r} has {len(names)} names, but {LISTEN_FDS} is {count}: give one name for each descriptor"
+            f"{LISTEN_FDNAMES}={text!r} has {len(names)} names, "
+            f"but {LISTEN_FDS} is {count}: give one name for each descriptor"
         )
     try:
         return [check_name(name) if name else default_name(position) for position, name in enumerate(names)]

@@ -1,7 +1,6 @@
 """What a descriptor is, in words that two processes can compare, and the few flags that we set on one.
 
-**Canonical address text** is what an entry carries on the wire, what messages print, and what ``parse_address`` reads
-back:
+**Canonical address text** is what an entry carries on the wire, and what messages print:
 
 =====================  ==========================================================================================
 ``127.0.0.1:80``       IPv4
@@ -35,6 +34,11 @@ if TYPE_CHECKING:
 _HAS_SA_LEN = sys.platform == "darwin" or "bsd" in sys.platform  # sockaddr begins with its length there
 _PATH_OFFSET = 2  # of sun_path in sockaddr_un, with and without sa_len
 _SIOCGIFNAME = 0x8910
+_TYPE_WORDS: dict[int, str] = {
+    socket.SOCK_STREAM: "stream",
+    socket.SOCK_DGRAM: "datagram",
+    socket.SOCK_SEQPACKET: "seqpacket",
+}
 _IFREQ_SIZE = 40
 
 
@@ -85,16 +89,14 @@ class Description:
 
 def kind_word(family: int, type: int) -> str:
     """``TCP``, ``UDP``, ``Unix stream``, … for messages."""
-    words: dict[int, str] = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram", socket.SOCK_SEQPACKET: "seqpacket"}
-    word = words.get(type, f"type {type}")
+    word = _TYPE_WORDS.get(type, f"type {type}")
     if family in (socket.AF_INET, socket.AF_INET6):
         return {"stream": "TCP", "datagram": "UDP"}.get(word, f"internet {word}")
     return f"Unix {word}" if family == socket.AF_UNIX else f"family {family} {word}"
 
 
 def describe(fd: int) -> Description | None:
-    """What socket ``fd`` is; ``None`` when it is open but no socket. ``SystemCallError`` (EBADF) when it is not open.
-    """
+    """What socket ``fd`` is; ``None`` when it is open but no socket. ``SystemCallError`` (EBADF) when it isn't open."""
     raw = ffi.new("struct fdh_socket *")
     result = lib.fdh_socket_describe(fd, raw)
     if result == -errno.ENOTSOCK:
@@ -218,19 +220,19 @@ def unix_name(text: str) -> bytes | None:
         return None
     text = text[5:]
     abstract = text[:1] == "@"
-    name = b""
     first, *parts = text[abstract:].split("\\")
     name = first.encode("utf-8", "surrogateescape")
     following = iter(parts)
     for part in following:
-        if part == "":  # two backslashes: one, and what follows them is plain
-            part = "\\" + next(following, "")
-        elif part[0] == "x" and len(part) >= 3:
+        plain = part[3:]
+        if part[:1] == "x" and len(part) >= 3:
             name += bytes.fromhex(part[1:3])
-            part = part[3:]
-        else:
-            raise ValueError(f"{text!r} is not the canonical text of a Unix socket's name")
-        name += part.encode("utf-8", "surrogateescape")
+        else:  # two backslashes: one, and what follows them is plain
+            rest = next(following, None)
+            if part or rest is None:
+                raise ValueError(f"{text!r} is not the canonical text of a Unix socket's name")
+            plain = "\\" + rest
+        name += plain.encode("utf-8", "surrogateescape")
     return b"\0" + name if abstract else name
 
 

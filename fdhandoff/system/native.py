@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
         def new(self, cdecl: str, init: Any = ..., /) -> Any: ...
         def buffer(self, cdata: Any, size: int = ..., /) -> Any: ...
-        def from_buffer(self, cdecl: str, buffer: Any, require_writable: bool = ..., /) -> Any: ...
+        def from_buffer(self, cdecl: Any, buffer: Any = ..., /, require_writable: bool = ...) -> Any: ...
+        def new_allocator(self, alloc: Any = ..., free: Any = ..., should_clear_after_alloc: bool = ...) -> Any: ...
         def string(self, cdata: Any, maxlen: int = ..., /) -> Any: ...
         def unpack(self, cdata: Any, length: int, /) -> Any: ...
         def cast(self, cdecl: str, source: Any, /) -> Any: ...
@@ -160,14 +161,14 @@ if lib.FDH_ABI != ABI:
     )
 
 # Conditions: positive results that the caller must handle. The header's own words.
-AGAIN = lib.FDH_AGAIN
-EOF = lib.FDH_EOF
-CLOSED = lib.FDH_CLOSED
-FULL = lib.FDH_FULL
-MORE = lib.FDH_MORE
-PAUSE = lib.FDH_PAUSE
+FDH_AGAIN = lib.FDH_AGAIN
+FDH_EOF = lib.FDH_EOF
+FDH_CLOSED = lib.FDH_CLOSED
+FDH_FULL = lib.FDH_FULL
+FDH_MORE = lib.FDH_MORE
+FDH_PAUSE = lib.FDH_PAUSE
 
-FDS_MAX = lib.FDH_FDS_MAX
+FDH_FDS_MAX = lib.FDH_FDS_MAX
 
 _FEATURES = {
     "pidfd": lib.FDH_HAS_PIDFD,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..deadline import passed, remaining
 from ..errors import SystemCallError, Unsupported
-from .native import AGAIN, check, ffi, lib
+from .native import FDH_AGAIN, check, ffi, lib
 
 if TYPE_CHECKING:
     import socket
@@ -146,7 +146,7 @@ class Process:
     def fileno(self) -> int:
         """The pidfd: readable once the process has ended. ``Unsupported`` where there is none."""
         if self.pidfd < 0:
-            raise Unsupported("a process that a loop can watch needs pidfds, which Linux has since 5.3: call wait() instead")
+            raise Unsupported("no pidfd to watch the process by, which needs Linux 5.3: call wait() instead")
         return self.pidfd
 
     def alive(self) -> bool:
@@ -201,7 +201,7 @@ class Process:
 
     def _wait_pidfd(self, deadline: int) -> Exit | None:
         how = ffi.new("struct fdh_exit *")
-        if check("waitid", lib.fdh_pidfd_wait(self.pidfd, deadline, how), f"waiting for process {self.pid}") == AGAIN:
+        if check("waitid", lib.fdh_pidfd_wait(self.pidfd, deadline, how), f"waiting for process {self.pid}") == FDH_AGAIN:
             return None
         if not how.known:
             return Exit()
