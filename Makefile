@@ -21,7 +21,7 @@ venv: .venv/installed ## the virtual environment, with all that development need
 	done; \
 	[ "$$found" ] || { echo "make: no usable Python among: $(CANDIDATES). It must be 3.10 or newer, with venv and headers" \
 		"(Debian: apt-get install python3-venv python3-dev); PYTHON=/path/to/python names another one." >&2; exit 1; }; \
-	echo "$$found -m venv .venv"; rm -rf .venv; "$$found" -m venv .venv
+	[ -x $(BIN)/pip ] || { echo "$$found -m venv .venv"; rm -rf .venv; "$$found" -m venv .venv; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[dev]'
 	@touch $@
 
