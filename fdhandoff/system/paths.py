@@ -23,7 +23,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..deadline import after, passed, remaining
-from ..errors import DeadlineExceeded, PathError, PathInUse, SystemCallError
+from ..errors import DeadlineExceeded, HandoffError, PathError, PathInUse, SystemCallError
 from .process import command_name, peer
 
 if TYPE_CHECKING:
@@ -352,6 +352,8 @@ def unlink_control(path: Path, sock: socket.socket, recorded: tuple[int, int] | 
             if not is_bound_at(path, sock, recorded):
                 return False
             os.unlink(path)
+    except HandoffError:
+        raise
     except FileNotFoundError:
         return False
     except OSError as error:
