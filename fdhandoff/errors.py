@@ -23,6 +23,19 @@ class HandoffError(Exception):
         super().__init__(message)
         self.serving = serving
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own way calls the class with the message alone, and most of these want more.
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(cls: type[HandoffError], args: tuple[object, ...], state: dict[str, object]) -> HandoffError:
+    """An error that was copied, or came from another process."""
+    error = cls.__new__(cls)
+    error.args = args
+    for name, value in state.items():
+        setattr(error, name, value)
+    return error
+
 
 # --- what the peer did --------------------------------------------------------------------------------------
 
@@ -99,7 +112,9 @@ class InProgress(UpgradeError, PeerRefused):
 class SuccessorDied(UpgradeError):
     """The new generation ended before it could serve. ``status`` and ``signal`` say how, where that is known."""
 
-    def __init__(self, message: str, *, status: int | None = None, signal: int | None = None, serving: str = OLD) -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, signal: int | None = None, serving: str = OLD
+    ) -> None:
         super().__init__(message, serving=serving)
         self.status = status
         self.signal = signal
@@ -184,6 +199,9 @@ class SystemCallError(HandoffError, OSError):
         self.call = call
         self.errno = errno
         self.strerror = os.strerror(errno)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (type(self), self.args, {**vars(self), "errno": self.errno, "strerror": self.strerror})
 
     def __str__(self) -> str:
         return str(self.args[0])
