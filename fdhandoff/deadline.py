@@ -10,8 +10,10 @@ import time
 
 FOREVER = 2**63 - 1
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)\Z")
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
+_SECONDS = re.compile(_NUMBER)
+_DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m(?!s))?(?:{_NUMBER}s)?(?:{_NUMBER}ms)?")
+_UNITS = (3600.0, 60.0, 1.0, 0.001)
 
 
 def after(seconds: float | None) -> int:
@@ -35,18 +37,23 @@ def passed(moment: int) -> bool:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of ``500ms``, ``10s``, ``2m``, ``1h``; a bare number is seconds. ``ValueError`` otherwise."""
-    match = _DURATION.match(text.strip())
-    if match is None:
+    """Seconds of ``500ms``, ``10s``, ``2m``, ``1h``, ``2m5s``; a bare number is seconds. ``ValueError`` otherwise."""
+    stripped = text.strip()
+    if _SECONDS.fullmatch(stripped):
+        return float(stripped)
+    match = _DURATION.fullmatch(stripped)
+    if match is None or not stripped:
         raise ValueError(f"{text!r} is not a duration: say 500ms, 10s, 2m or a number of seconds")
-    return float(match[1]) * _UNITS[match[2]]
+    return sum(float(part) * unit for part, unit in zip(match.groups("0"), _UNITS, strict=True))
 
 
 def format_duration(seconds: float) -> str:
-    """``0.25`` → ``250ms``, ``10`` → ``10s``, ``125`` → ``2m5s``."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g}ms"
-    if seconds < 60:
+    """``0.25`` → ``250ms``, ``10`` → ``10s``, ``125`` → ``2m5s``; ``parse_duration`` reads it again."""
+    milliseconds = f"{round(seconds * 1000, 2):.3g}"
+    if float(milliseconds) < 1000:
+        return f"{milliseconds}ms"
+    if float(f"{seconds:.3g}") < 60:
         return f"{seconds:.3g}s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest}s" if rest else f"{minutes}m"
+    hours, minutes = divmod(minutes, 60)
+    return "".join(f"{count}{unit}" for count, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if count)
