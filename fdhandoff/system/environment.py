@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..errors import EnvironmentInvalid
+from ..listener import check_name
 from .fds import is_open, set_cloexec
 from .native import ffi, lib
 
@@ -28,7 +29,6 @@ GENERATION = "FDHANDOFF_GENERATION"
 RUNTIME_DIR = "FDHANDOFF_RUNTIME_DIR"
 
 FIRST_FD = 3
-NAME_MAX = 255
 
 _LISTEN = (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID)
 #: What is meant for one process. ``FDHANDOFF_RUNTIME_DIR`` is not among them: it is a setting, like ``TMPDIR``.
@@ -84,21 +84,12 @@ def compose(names: Iterable[str]) -> dict[str, str]:
     none.
 
     ``LISTEN_PID`` is a placeholder: ``process.spawn`` lets the child's own number take its place.
-    ``ValueError`` for a name that ``check_name`` refuses.
+    ``ValueError`` for a name that can't name a listener.
     """
     names = [check_name(name) for name in names]
     if not names:
         return {}
     return {LISTEN_FDS: str(len(names)), LISTEN_PID: "0", LISTEN_FDNAMES: ":".join(names)}
-
-
-def check_name(name: str) -> str:
-    """``name`` itself when it can name a listener: 1 to 255 printable ASCII characters, none of them ``:``.
-    ``ValueError`` otherwise.
-    """
-    if not 1 <= len(name) <= NAME_MAX or ":" in name or not name.isascii() or not name.isprintable():
-        raise ValueError(f"{name!r} can't name a listener: 1 to {NAME_MAX} printable ASCII characters without ':'")
-    return name
 
 
 def default_name(position: int) -> str:

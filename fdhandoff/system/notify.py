@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..deadline import FOREVER, after, passed, remaining
 from ..errors import DeadlineExceeded, EnvironmentInvalid, SystemCallError, Unsupported
-from .environment import check_name
+from ..listener import check_name
 from .fds import close_all
 from .native import FDH_FDS_MAX
 from .process import pidfd_id

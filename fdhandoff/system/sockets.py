@@ -26,8 +26,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import PathInUse, SystemCallError, Unsupported
+from ..listener import check_name
 from . import paths
-from .environment import check_name
 from .fds import unix_text
 from .process import command_name
 
