@@ -170,6 +170,7 @@ struct fdh_gate {
     int closed_fd;                /* readable while the gate is closed */
     int drained_fd;               /* readable while it is closed and nobody is inside */
     int room_fd;                  /* readable once room was made after FDH_FULL; fdh_gate_room_clear() resets it */
+    int signal_fds[3];            /* where there is no eventfd: the writing ends of the three above; else -1 */
 };
 
 /* Makes an open gate without a limit in new shared memory (sealed against shrinking), with its descriptors, and
@@ -271,7 +272,8 @@ struct fdh_spawn {
     char *const *argv;            /* NULL-terminated */
     char **envp;                  /* NULL-terminated. An entry that starts with "LISTEN_PID=" lies in a buffer of
                                      FDH_LISTEN_PID_ROOM bytes, and gets the child's own pid */
-    const int *fds;               /* the child's descriptor i is fds[i]; -1 leaves i closed; nothing else is open */
+    int *fds;                     /* the child's descriptor i is fds[i]; -1 leaves i closed; nothing else is open.
+                                     Working space: its contents are undefined after the call */
     size_t n_fds;
     const char *directory;        /* working directory, or NULL to keep */
     uint64_t blocked_signals;     /* the child's signal mask: bit (n - 1) blocks signal n */

@@ -1,0 +1,1636 @@
+/* fdhandoff.c - the C core of fdhandoff. The contract is in fdhandoff.h; this is how it is kept.
+ *
+ * THEORY OF OPERATION
+ *
+ * Channel. SCM_RIGHTS over a stream socket has three traps. (1) Descriptors travel with the first byte of the buffer
+ * that sendmsg made, and recvmsg stops behind a buffer that had some: so each group of descriptors begins a sendmsg of
+ * its own, and a receiver that reads on never sees two groups at once. (2) A partial send carries the descriptors with
+ * the part that went: the rest must be sent without them. (3) The receiving kernel installs as many descriptors as the
+ * control buffer has room for and as the process may open, sets MSG_CTRUNC where it had to drop some, and *succeeds*:
+ * see receive_control().
+ *
+ * Gate. There is one word of state and, per process, one slot with two counters that only grow: entered and left. To
+ * enter is to count first and look at the state afterwards; to close is to write the state first and to count
+ * afterwards. Both are sequentially consistent, so of an enter and a close that meet, at least one sees the other: the
+ * enter sees "closed" and takes its count back, or the closer sees the count. No lock, no shared counter, and a process
+ * that is killed leaves exactly its own slot behind, which whoever has proof of its death settles.
+ * The three descriptors (closed, drained, room) are eventfds whose level follows from state and counts; whoever changes
+ * either evaluates them again, and looks once more whether the state stayed what it had seen (see tell_drained()).
+ *
+ * Spawn. The child is made by clone(CLONE_VM | CLONE_VFORK): the parent stands still until the exec, nothing is copied
+ * however large it is, and the child reports an error through the parent's own memory. It calls nothing that takes a
+ * lock, and changes identity by raw system calls, since the C library would tell the parent's other threads to.
+ *
+ * Switch. A classic BPF program of a SO_REUSEPORT group returns the index of the member that gets the connection. It
+ * reads the packet's network header by negative offsets.
+ *
+ * SPDX-License-Identifier: MIT */
+#if defined(__linux__) && !defined(FDH_PORTABLE)
+#define FDH_LINUX 1
+#else
+#define FDH_LINUX 0
+#endif
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#ifdef __APPLE__
+#define _DARWIN_C_SOURCE 1
+#endif
+
+#include "fdhandoff.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include <grp.h>
+
+#if defined(__linux__)
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#endif
+
+/* Numbers that the C library's headers may be too old for; they are the same on every architecture that Linux added
+ * them to after 2018. */
+#if defined(__linux__)
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424
+#endif
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+#ifndef SYS_pidfd_getfd
+#define SYS_pidfd_getfd 438
+#endif
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+#ifndef SO_COOKIE
+#define SO_COOKIE 57
+#endif
+#ifndef SO_ATTACH_REUSEPORT_CBPF
+#define SO_ATTACH_REUSEPORT_CBPF 51
+#endif
+#ifndef SO_DETACH_REUSEPORT_BPF
+#define SO_DETACH_REUSEPORT_BPF 68
+#endif
+#ifndef CLONE_PIDFD
+#define CLONE_PIDFD 0x00001000
+#endif
+#define FDH_PIDFS_MAGIC 0x50494446
+#define FDH_P_PIDFD 3
+#endif
+
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE is set on the socket instead */
+#endif
+
+/* The kernel's own limit is 253 (SCM_MAX_FD); a peer that is not ours may use it. */
+#define FDS_KERNEL_MAX 253
+
+/* Classic BPF, as linux/bpf_common.h has it; written out, so that compiling a program needs no Linux. */
+enum {
+    OP_LOAD_WORD = 0x20,   /* BPF_LD | BPF_W | BPF_ABS */
+    OP_LOAD_HALF = 0x28,   /* BPF_LD | BPF_H | BPF_ABS */
+    OP_LOAD_BYTE = 0x30,   /* BPF_LD | BPF_B | BPF_ABS */
+    OP_LOAD_MEMORY = 0x60, /* BPF_LD | BPF_MEM */
+    OP_STORE = 0x02,       /* BPF_ST */
+    OP_TAX = 0x07,         /* BPF_MISC | BPF_TAX */
+    OP_ADD = 0x04,         /* BPF_ALU | BPF_ADD | BPF_K */
+    OP_MUL = 0x24,
+    OP_RSH = 0x74,
+    OP_MOD = 0x94,
+    OP_XOR_X = 0xac, /* BPF_ALU | BPF_XOR | BPF_X */
+    OP_JEQ = 0x15,   /* BPF_JMP | BPF_JEQ | BPF_K */
+    OP_JGE = 0x35,
+    OP_RET = 0x06,  /* BPF_RET | BPF_K */
+    OP_RET_A = 0x16 /* BPF_RET | BPF_A */
+};
+
+/* struct sock_fprog of linux/filter.h, which not every C library's headers bring; fdh_instruction is its sock_filter. */
+struct socket_program {
+    unsigned short n;
+    const struct fdh_instruction *code;
+};
+
+/* --- small things ------------------------------------------------------------------------------------- */
+
+int64_t fdh_now(void) {
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+int fdh_close(int fd) {
+    if (fd >= 0) {
+        int saved = errno;
+        close(fd); /* never again after EINTR: Linux has freed the number by then, another thread may have it */
+        errno = saved;
+    }
+    return -1;
+}
+
+static void close_many(const int *fds, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        fdh_close(fds[i]);
+}
+
+/* poll's timeout for a deadline: milliseconds rounded up, 0 when it has passed, -1 for ever. */
+static int milliseconds_until(int64_t deadline) {
+    if (deadline == INT64_MAX)
+        return -1;
+    int64_t left = deadline - fdh_now();
+    if (deadline <= 0 || left <= 0)
+        return 0;
+    int64_t ms = (left + 999999) / 1000000;
+    return ms > INT_MAX ? INT_MAX : (int)ms;
+}
+
+/* Waits for `events` on fd: 0, FDH_AGAIN at the deadline, -errno. An error condition of fd counts as ready: the call
+ * that follows says what it is. */
+static int wait_for(int fd, short events, int64_t deadline) {
+    for (;;) {
+        struct pollfd p = {.fd = fd, .events = events, .revents = 0};
+        int ms = milliseconds_until(deadline);
+        int n = poll(&p, 1, ms);
+        if (n > 0)
+            return (p.revents & POLLNVAL) ? -EBADF : 0;
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n == 0 && (ms == 0 || milliseconds_until(deadline) == 0))
+            return FDH_AGAIN;
+    }
+}
+
+#if !FDH_LINUX
+static int set_flags(int fd, bool nonblocking) {
+    int flags = fcntl(fd, F_GETFD);
+    if (flags < 0 || fcntl(fd, F_SETFD, flags | FD_CLOEXEC) < 0)
+        return -errno;
+    if (nonblocking) {
+        flags = fcntl(fd, F_GETFL);
+        if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+            return -errno;
+    }
+    return 0;
+}
+#endif
+
+#if FDH_LINUX
+static bool has_pidfd(void) {
+    int fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    if (fd < 0)
+        return false;
+    fdh_close(fd);
+    return true;
+}
+
+static uint32_t probe_features(void) {
+    uint32_t found = FDH_HAS_ATOMIC_CLOEXEC;
+    if (has_pidfd()) {
+        found |= FDH_HAS_PIDFD;
+        int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+        uint64_t id = 0;
+        if (fdh_pidfd_id(self, &id) == 0 && id != 0)
+            found |= FDH_HAS_PIDFD_ID;
+        /* A descriptor number that can't be open: EBADF says that the call exists and looked. */
+        if (syscall(SYS_pidfd_getfd, self, INT_MAX, 0) < 0 && errno == EBADF)
+            found |= FDH_HAS_PIDFD_GETFD;
+        fdh_close(self);
+    }
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
+        int pidfd = -1;
+        socklen_t size = sizeof pidfd;
+        if (getsockopt(pair[0], SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) == 0) {
+            found |= FDH_HAS_PEER_PIDFD;
+            fdh_close(pidfd);
+        }
+        uint64_t cookie = 0;
+        size = sizeof cookie;
+        if (getsockopt(pair[0], SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0)
+            found |= FDH_HAS_COOKIE;
+        close_many(pair, 2);
+    }
+    int memory = memfd_create("fdhandoff-probe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (memory >= 0) {
+        found |= FDH_HAS_MEMFD;
+        fdh_close(memory);
+    }
+    /* An empty range beyond any table: success says that the call and the flag exist. */
+    if (syscall(SYS_close_range, ~0U, ~0U, 4U /* CLOSE_RANGE_CLOEXEC */) == 0)
+        found |= FDH_HAS_CLOSE_RANGE;
+    int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (sock >= 0) {
+        int on = 1;
+        struct fdh_instruction first = {OP_RET, 0, 0, 0};
+        struct socket_program program = {.n = 1, .code = &first};
+        struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr = {.s_addr = htonl(INADDR_LOOPBACK)}};
+        if (setsockopt(sock, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) == 0 &&
+            bind(sock, (struct sockaddr *)&any, sizeof any) == 0 &&
+            setsockopt(sock, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof program) == 0)
+            found |= FDH_HAS_SWITCH;
+        fdh_close(sock);
+    }
+    return found;
+}
+#endif
+
+uint32_t fdh_features(void) {
+#if FDH_LINUX
+    /* The same answer each time, so it does not matter who writes it first. Bit 31 says that it was asked. */
+    static _Atomic uint32_t known;
+    uint32_t found = atomic_load(&known);
+    if (!(found & 0x80000000u)) {
+        found = probe_features() | 0x80000000u;
+        atomic_store(&known, found);
+    }
+    return found & 0x7fffffffu;
+#else
+    return 0;
+#endif
+}
+
+/* --- channel ------------------------------------------------------------------------------------------ */
+
+/* Room for the control data of one message. The union aligns it for struct cmsghdr, as CMSG_FIRSTHDR expects. */
+union control {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(sizeof(int) * FDS_KERNEL_MAX)];
+};
+
+static bool marks_make_sense(size_t size, size_t n_fds, const struct fdh_mark *marks, size_t n_marks) {
+    size_t sum = 0;
+    for (size_t i = 0; i < n_marks; i++) {
+        if (marks[i].n_fds == 0 || marks[i].n_fds > FDH_FDS_MAX || marks[i].offset >= size)
+            return false;
+        if (i > 0 && marks[i].offset <= marks[i - 1].offset)
+            return false;
+        sum += marks[i].n_fds;
+    }
+    return sum == n_fds;
+}
+
+/* One sendmsg: bytes, and n descriptors with the first of them. Returns as sendmsg, never EINTR. */
+static ssize_t send_piece(int sock, const void *data, size_t size, const int *fds, size_t n) {
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
+    union control control;
+    struct msghdr msg;
+    memset(&msg, 0, sizeof msg);
+    msg.msg_iov = &iov;
+    msg.msg_iovlen = 1;
+    if (n > 0) {
+        size_t bytes = n * sizeof(int);
+        memset(&control, 0, CMSG_SPACE(bytes));
+        msg.msg_control = control.bytes;
+        msg.msg_controllen = CMSG_SPACE(bytes);
+        struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+        cmsg->cmsg_level = SOL_SOCKET;
+        cmsg->cmsg_type = SCM_RIGHTS;
+        cmsg->cmsg_len = CMSG_LEN(bytes);
+        memcpy(CMSG_DATA(cmsg), fds, bytes);
+    }
+    ssize_t sent;
+    do
+        sent = sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent;
+}
+
+int fdh_channel_send(int sock, const void *data, size_t size, const int *fds, size_t n_fds,
+                     const struct fdh_mark *marks, size_t n_marks, int64_t deadline,
+                     size_t *n_bytesp, size_t *n_fdsp) {
+    if (!marks_make_sense(size, n_fds, marks, n_marks))
+        return -EINVAL;
+#ifdef SO_NOSIGPIPE
+    int on = 1;
+    setsockopt(sock, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
+    size_t position = 0, fd_position = 0, mark = 0;
+    int condition = 0;
+    while (position < size) {
+        size_t n = 0, end = mark < n_marks ? marks[mark].offset : size;
+        if (end == position) {
+            n = marks[mark].n_fds;
+            end = mark + 1 < n_marks ? marks[mark + 1].offset : size;
+        }
+        ssize_t sent = send_piece(sock, (const char *)data + position, end - position, fds + fd_position, n);
+        if (sent > 0) {
+            position += (size_t)sent;
+            if (n > 0) { /* with however few bytes: the descriptors are gone */
+                fd_position += n;
+                mark++;
+            }
+            continue;
+        }
+        if (sent < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS)
+            return -errno;
+        condition = wait_for(sock, POLLOUT, deadline);
+        if (condition < 0)
+            return condition;
+        if (condition == FDH_AGAIN)
+            break;
+    }
+    *n_bytesp = position;
+    *n_fdsp = fd_position;
+    return condition;
+}
+
+/* Takes the descriptors out of one message's control data and appends them. Returns false when the message must not be
+ * trusted; what it brought is appended all the same, for the caller to close.
+ *
+ * TRUNCATED CONTROL DATA. recvmsg may return a whole payload and set MSG_CTRUNC, which means that something of the
+ * control data is missing. There are three ways to get there, and in each the call succeeds:
+ *   - the control buffer was too small: ours has room for 253 descriptors, the most that the kernel lets anyone put
+ *     into one message, so this means control data of another kind;
+ *   - the process (or the system) may not open that many: scm_detach_fds() installs descriptors one by one and stops at
+ *     the first failure, so *some* of the descriptors have arrived and are open in this process, with the cmsg_len
+ *     shortened to those; the others are closed by the kernel, and nobody can ever get them again;
+ *   - a security module forbids one of them: the same.
+ * The descriptors that did arrive are real, and leak unless they are closed here. Which of those that were sent they
+ * are can't be told. So the whole message is worthless: close all, tell, and let the sender begin anew on another
+ * channel. cmsg_len counts the header *including* its padding (CMSG_LEN(0)), and the kernel may leave a shortened
+ * cmsg_len that is no multiple of an int away from the next header, hence the division rather than a loop to the end.
+ */
+static bool receive_control(struct msghdr *msg, int *fds, size_t *np) {
+    bool good = !(msg->msg_flags & MSG_CTRUNC);
+    for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(msg); cmsg != NULL; cmsg = CMSG_NXTHDR(msg, cmsg)) {
+        if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS) {
+            /* Of the kinds that there are only SCM_PIDFD brings a descriptor, and only where the socket asks for it
+             * (SO_PASSPIDFD), which we never do. */
+            good = false;
+            continue;
+        }
+        size_t n = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(fds + *np, CMSG_DATA(cmsg), n * sizeof(int));
+        *np += n;
+    }
+    return good;
+}
+
+int fdh_channel_receive(int sock, void *buffer, size_t capacity, int *fds, size_t fd_capacity, int64_t deadline,
+                        size_t *n_bytesp, size_t *n_fdsp) {
+    if (capacity == 0 || fd_capacity < FDS_KERNEL_MAX)
+        return -EINVAL;
+    size_t n_bytes = 0, n_fds = 0;
+    int flags = MSG_DONTWAIT;
+#if FDH_LINUX
+    flags |= MSG_CMSG_CLOEXEC;
+#endif
+    while (n_bytes < capacity && fd_capacity - n_fds >= FDS_KERNEL_MAX) {
+        struct iovec iov = {.iov_base = (char *)buffer + n_bytes, .iov_len = capacity - n_bytes};
+        union control control;
+        struct msghdr msg;
+        memset(&msg, 0, sizeof msg);
+        msg.msg_iov = &iov;
+        msg.msg_iovlen = 1;
+        msg.msg_control = control.bytes;
+        msg.msg_controllen = sizeof control.bytes;
+        ssize_t got = recvmsg(sock, &msg, flags);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            if (n_bytes > 0)
+                break;
+            int condition = wait_for(sock, POLLIN, deadline);
+            if (condition != 0)
+                return condition;
+            continue;
+        }
+        if (got < 0) {
+            int error = errno;
+            if (n_bytes > 0) /* what came before counts; the next call meets the end of the stream */
+                break;
+            return -error;
+        }
+        size_t before = n_fds;
+        bool good = receive_control(&msg, fds, &n_fds);
+#if !FDH_LINUX
+        for (size_t i = before; i < n_fds; i++)
+            if (set_flags(fds[i], false) < 0)
+                good = false;
+#endif
+        if (got == 0 && n_fds > before) /* no byte, yet descriptors: not on a stream */
+            good = false;
+        if (!good) {
+            close_many(fds, n_fds);
+            return -EBADMSG;
+        }
+        if (got == 0)
+            break;
+        n_bytes += (size_t)got;
+    }
+    if (n_bytes == 0)
+        return FDH_EOF;
+    *n_bytesp = n_bytes;
+    *n_fdsp = n_fds;
+    return 0;
+}
+
+int fdh_peer_credentials(int sock, struct fdh_peer *peerp) {
+#if defined(__linux__)
+    struct ucred credentials;
+    socklen_t size = sizeof credentials;
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0)
+        return -errno;
+    peerp->pid = credentials.pid;
+    /* Nobody recorded (no peer yet): the kernel answers with pid 0 and the overflow numbers -1. */
+    peerp->uid = credentials.uid == (uid_t)-1 ? -1 : (int64_t)credentials.uid;
+    peerp->gid = credentials.gid == (gid_t)-1 ? -1 : (int64_t)credentials.gid;
+    return 0;
+#elif defined(__APPLE__) || defined(__FreeBSD__)
+    uid_t uid;
+    gid_t gid;
+    if (getpeereid(sock, &uid, &gid) < 0)
+        return -errno;
+    peerp->pid = -1;
+    peerp->uid = (int64_t)uid;
+    peerp->gid = (int64_t)gid;
+    return 0;
+#else
+    (void)sock;
+    (void)peerp;
+    return -ENOSYS;
+#endif
+}
+
+int fdh_peer_pidfd(int sock, int *pidfdp) {
+#if FDH_LINUX
+    int pidfd = -1;
+    socklen_t size = sizeof pidfd;
+    /* close-on-exec at birth: the kernel makes it with pidfd_prepare() (Linux 6.5) */
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) < 0)
+        return errno == ENOPROTOOPT ? -ENOSYS : -errno;
+    *pidfdp = pidfd;
+    return 0;
+#else
+    (void)sock;
+    (void)pidfdp;
+    return -ENOSYS;
+#endif
+}
+
+/* --- sockets ------------------------------------------------------------------------------------------ */
+
+static int32_t integer_option(int fd, int level, int option) {
+    int value = 0;
+    socklen_t size = sizeof value;
+    return getsockopt(fd, level, option, &value, &size) < 0 ? 0 : (int32_t)value;
+}
+
+int fdh_socket_describe(int fd, struct fdh_socket *socketp) {
+    struct fdh_socket d;
+    memset(&d, 0, sizeof d);
+    int type = 0;
+    socklen_t size = sizeof type;
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
+        return -errno;
+    d.type = type;
+    struct sockaddr_storage address;
+    memset(&address, 0, sizeof address);
+    size = sizeof address;
+    if (getsockname(fd, (struct sockaddr *)&address, &size) < 0)
+        return -errno;
+    d.address_size = size < sizeof d.address ? (uint32_t)size : (uint32_t)sizeof d.address;
+    memcpy(d.address, &address, d.address_size);
+    d.family = address.ss_family;
+#if defined(__linux__)
+    d.family = integer_option(fd, SOL_SOCKET, SO_DOMAIN);
+    d.protocol = integer_option(fd, SOL_SOCKET, SO_PROTOCOL);
+    size = sizeof d.cookie;
+    if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &d.cookie, &size) < 0)
+        d.cookie = 0;
+#endif
+    d.listening = integer_option(fd, SOL_SOCKET, SO_ACCEPTCONN) != 0;
+    if (!d.listening) {
+        struct sockaddr_storage peer;
+        size = sizeof peer;
+        d.connected = getpeername(fd, (struct sockaddr *)&peer, &size) == 0;
+    }
+    if (d.family == AF_INET6)
+        d.v6only = integer_option(fd, IPPROTO_IPV6, IPV6_V6ONLY) != 0;
+    *socketp = d;
+    return 0;
+}
+
+int fdh_listener_queue(int fd, uint32_t *waitingp, uint32_t *backlogp) {
+#if defined(__linux__)
+    struct tcp_info info;
+    memset(&info, 0, sizeof info);
+    socklen_t size = sizeof info;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0)
+        return errno == EBADF || errno == ENOTSOCK ? -errno : -EOPNOTSUPP;
+    if (info.tcpi_state != TCP_LISTEN)
+        return -EOPNOTSUPP;
+    /* tcp_get_info() puts the queue into these two for a listening socket (net/ipv4/tcp.c). */
+    *waitingp = info.tcpi_unacked;
+    *backlogp = info.tcpi_sacked;
+    return 0;
+#else
+    (void)fd;
+    (void)waitingp;
+    (void)backlogp;
+    return -EOPNOTSUPP;
+#endif
+}
+
+/* --- gate --------------------------------------------------------------------------------------------- */
+
+#define LINE 64 /* a cache line */
+#define GATE_MAGIC 0x4644486761746531u /* "FDHgate1" */
+
+enum {
+    STATE_CLOSED = 1,
+    STATE_LIMITED = 2,
+    STATE_WANTED = 4, /* somebody was refused for want of room */
+    STATE_EPOCH = 8   /* and above: how often it was closed or reopened */
+};
+
+struct fdh_gate_slot {
+    _Alignas(LINE) _Atomic uint64_t entered;
+    _Atomic uint64_t left;
+    _Atomic uint32_t accepting; /* calls of fdh_accept that are between entering and accepting */
+    _Alignas(LINE) _Atomic int64_t pid;
+    _Atomic uint64_t started;
+    _Atomic uint64_t forced;
+    _Atomic uint64_t refused;
+    _Atomic int64_t idle;
+    _Atomic int64_t detached;
+};
+
+struct fdh_gate_memory {
+    uint64_t magic;
+    uint32_t abi;
+    uint32_t slots;
+    _Alignas(LINE) _Atomic uint32_t state;
+    _Atomic uint64_t limit;
+    struct fdh_gate_slot slot[FDH_GATE_SLOTS];
+};
+
+enum { SIGNAL_CLOSED = 0, SIGNAL_DRAINED = 1, SIGNAL_ROOM = 2 };
+
+static const struct fdh_gate gate_null = {NULL, NULL, -1, -1, -1, -1, -1, {-1, -1, -1}};
+
+static int signal_fd(const struct fdh_gate *gate, int which) {
+    return which == SIGNAL_CLOSED ? gate->closed_fd : which == SIGNAL_DRAINED ? gate->drained_fd : gate->room_fd;
+}
+
+/* Both are non-blocking; a full eventfd or pipe is readable already, an empty one is clear already. */
+static void signal_set(const struct fdh_gate *gate, int which) {
+    int fd = gate->signal_fds[which] >= 0 ? gate->signal_fds[which] : signal_fd(gate, which);
+    uint64_t one = 1;
+    if (fd >= 0) {
+        ssize_t ignored = write(fd, &one, sizeof one);
+        (void)ignored;
+    }
+}
+
+static void signal_clear(const struct fdh_gate *gate, int which) {
+    char rest[512];
+    ssize_t got;
+    int fd = signal_fd(gate, which);
+    if (fd < 0)
+        return;
+    do
+        got = read(fd, rest, sizeof rest);
+    while (got == (ssize_t)sizeof rest || (got < 0 && errno == EINTR));
+}
+
+static int signal_create(int *readp, int *writep) {
+#if FDH_LINUX
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0)
+        return -errno;
+    *readp = fd;
+    *writep = -1;
+    return 0;
+#else
+    int pair[2];
+    if (pipe(pair) < 0)
+        return -errno;
+    int error = set_flags(pair[0], true);
+    if (error == 0)
+        error = set_flags(pair[1], true);
+    if (error < 0) {
+        close_many(pair, 2);
+        return error;
+    }
+    *readp = pair[0];
+    *writep = pair[1];
+    return 0;
+#endif
+}
+
+/* How many are inside. All `left` are read before all `entered`: both only grow (but for an enter that is taken back,
+ * which had made entered larger), so entered - left is never less than the number inside at the moment between the two
+ * rounds: a drainer may see too many for a moment, never too few. */
+static int64_t active_in(const struct fdh_gate_memory *memory) {
+    uint64_t left = 0, entered = 0;
+    for (size_t i = 0; i < FDH_GATE_SLOTS; i++)
+        left += atomic_load(&memory->slot[i].left);
+    for (size_t i = 0; i < FDH_GATE_SLOTS; i++)
+        entered += atomic_load(&memory->slot[i].entered);
+    return (int64_t)(entered - left);
+}
+
+/* Makes drained_fd follow from state and counts. While the gate is closed nobody new stays inside, so "drained" once is
+ * drained until it is reopened, and it never has to be cleared for a count. It does for a state that changed between
+ * the look and the write: then the write may belong to an earlier closing, and everything is looked at again. */
+static void tell_drained(const struct fdh_gate *gate) {
+    for (;;) {
+        uint32_t state = atomic_load(&gate->memory->state);
+        if (!(state & STATE_CLOSED))
+            signal_clear(gate, SIGNAL_DRAINED);
+        else if (active_in(gate->memory) == 0)
+            signal_set(gate, SIGNAL_DRAINED);
+        uint32_t now = atomic_load(&gate->memory->state);
+        if ((now | STATE_WANTED | STATE_LIMITED) == (state | STATE_WANTED | STATE_LIMITED))
+            return;
+        signal_clear(gate, SIGNAL_DRAINED);
+    }
+}
+
+static void tell_closed(const struct fdh_gate *gate) {
+    for (;;) {
+        uint32_t state = atomic_load(&gate->memory->state);
+        if (state & STATE_CLOSED)
+            signal_set(gate, SIGNAL_CLOSED);
+        else
+            signal_clear(gate, SIGNAL_CLOSED);
+        if ((atomic_load(&gate->memory->state) & STATE_CLOSED) == (state & STATE_CLOSED))
+            return;
+    }
+}
+
+static bool has_room(const struct fdh_gate_memory *memory) {
+    uint64_t limit = atomic_load(&memory->limit);
+    return limit == 0 || active_in(memory) < (int64_t)limit;
+}
+
+/* Somebody went out, or the rules changed: who waits for that is told. */
+static void after_leaving(struct fdh_gate *gate) {
+    uint32_t state = atomic_load(&gate->memory->state);
+    if (state & STATE_CLOSED)
+        tell_drained(gate);
+    if ((state & STATE_WANTED) && has_room(gate->memory)) {
+        atomic_fetch_and(&gate->memory->state, ~(uint32_t)STATE_WANTED);
+        signal_set(gate, SIGNAL_ROOM);
+    }
+}
+
+static void take_back_enter(struct fdh_gate *gate) {
+    atomic_fetch_sub(&gate->slot->entered, 1);
+    if (atomic_load(&gate->memory->state) & (STATE_CLOSED | STATE_WANTED))
+        after_leaving(gate);
+}
+
+/* Counted already, and the state is not plainly open. 0, FDH_CLOSED or FDH_FULL; the count is taken back for these. */
+static int enter_with_state(struct fdh_gate *gate, uint32_t state) {
+    if (state & STATE_CLOSED) {
+        take_back_enter(gate);
+        return FDH_CLOSED;
+    }
+    if (state & STATE_LIMITED) {
+        uint64_t limit = atomic_load(&gate->memory->limit);
+        if (limit != 0 && active_in(gate->memory) > (int64_t)limit) {
+            /* First say that room is wanted, then take the own count back: a leave in between sees the wish, and one
+             * before it is seen by after_leaving() here. */
+            atomic_fetch_or(&gate->memory->state, (uint32_t)STATE_WANTED);
+            take_back_enter(gate);
+            return FDH_FULL;
+        }
+    }
+    return 0;
+}
+
+static inline int enter_step(struct fdh_gate *gate) {
+    atomic_fetch_add(&gate->slot->entered, 1);
+    uint32_t state = atomic_load(&gate->memory->state);
+    if (__builtin_expect((state & (STATE_CLOSED | STATE_LIMITED)) == 0, 1))
+        return 0;
+    return enter_with_state(gate, state);
+}
+
+bool fdh_gate_enter(struct fdh_gate *gate) {
+    if (__builtin_expect(enter_step(gate) == 0, 1))
+        return true;
+    atomic_fetch_add(&gate->slot->refused, 1);
+    return false;
+}
+
+void fdh_gate_leave(struct fdh_gate *gate) {
+    atomic_fetch_add(&gate->slot->left, 1);
+    if (__builtin_expect((atomic_load(&gate->memory->state) & (STATE_CLOSED | STATE_WANTED)) != 0, 0))
+        after_leaving(gate);
+}
+
+void fdh_gate_leave_forced(struct fdh_gate *gate) {
+    atomic_fetch_add(&gate->slot->forced, 1);
+    fdh_gate_leave(gate);
+}
+
+/* Sets or clears CLOSED and begins a new epoch; nothing when it is so already. */
+static void change_state(struct fdh_gate *gate, bool closed) {
+    uint32_t state = atomic_load(&gate->memory->state);
+    for (;;) {
+        if (((state & STATE_CLOSED) != 0) == closed)
+            break;
+        uint32_t next = (state ^ STATE_CLOSED) + STATE_EPOCH;
+        if (atomic_compare_exchange_weak(&gate->memory->state, &state, next))
+            break;
+    }
+    tell_closed(gate);
+    tell_drained(gate);
+}
+
+int fdh_gate_close(struct fdh_gate *gate, int64_t deadline) {
+    if (gate->slot == NULL)
+        return -EINVAL;
+    change_state(gate, true);
+    for (;;) {
+        uint32_t accepting = 0;
+        for (size_t i = 0; i < FDH_GATE_SLOTS; i++)
+            accepting += atomic_load(&gate->memory->slot[i].accepting);
+        if (accepting == 0)
+            return 0;
+        if (milliseconds_until(deadline) == 0)
+            return FDH_AGAIN;
+        sched_yield(); /* such a call lasts microseconds: it never waits */
+    }
+}
+
+int fdh_gate_reopen(struct fdh_gate *gate) {
+    if (gate->slot == NULL)
+        return -EINVAL;
+    change_state(gate, false);
+    return 0;
+}
+
+bool fdh_gate_is_closed(const struct fdh_gate *gate) {
+    return (atomic_load(&gate->memory->state) & STATE_CLOSED) != 0;
+}
+
+int64_t fdh_gate_active(const struct fdh_gate *gate) {
+    return active_in(gate->memory);
+}
+
+int fdh_gate_wait(struct fdh_gate *gate, int64_t deadline) {
+    if (gate->drained_fd < 0)
+        return -EINVAL;
+    for (;;) {
+        if (fdh_gate_is_closed(gate) && active_in(gate->memory) == 0)
+            return 0;
+        int condition = wait_for(gate->drained_fd, POLLIN, deadline);
+        if (condition != 0)
+            return condition;
+    }
+}
+
+int fdh_gate_set_limit(struct fdh_gate *gate, uint64_t limit) {
+    if (gate->slot == NULL || limit > INT64_MAX)
+        return -EINVAL;
+    atomic_store(&gate->memory->limit, limit);
+    if (limit != 0)
+        atomic_fetch_or(&gate->memory->state, (uint32_t)STATE_LIMITED);
+    else
+        atomic_fetch_and(&gate->memory->state, ~(uint32_t)STATE_LIMITED);
+    after_leaving(gate);
+    return 0;
+}
+
+uint64_t fdh_gate_limit(const struct fdh_gate *gate) {
+    return atomic_load(&gate->memory->limit);
+}
+
+int fdh_gate_wait_room(struct fdh_gate *gate, int64_t deadline) {
+    if (gate->room_fd < 0 || gate->slot == NULL)
+        return -EINVAL;
+    for (;;) {
+        if (fdh_gate_is_closed(gate) || has_room(gate->memory))
+            return 0;
+        signal_clear(gate, SIGNAL_ROOM);
+        atomic_fetch_or(&gate->memory->state, (uint32_t)STATE_WANTED);
+        if (fdh_gate_is_closed(gate) || has_room(gate->memory))
+            return 0;
+        struct pollfd p[2] = {{gate->room_fd, POLLIN, 0}, {gate->closed_fd, POLLIN, 0}};
+        int ms = milliseconds_until(deadline);
+        int n = poll(p, 2, ms);
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n == 0 && (ms == 0 || milliseconds_until(deadline) == 0))
+            return FDH_AGAIN;
+    }
+}
+
+void fdh_gate_room_clear(struct fdh_gate *gate) {
+    signal_clear(gate, SIGNAL_ROOM);
+}
+
+void fdh_gate_note(struct fdh_gate *gate, int64_t idle, int64_t detached) {
+    if (idle != 0)
+        atomic_fetch_add(&gate->slot->idle, idle);
+    if (detached != 0)
+        atomic_fetch_add(&gate->slot->detached, detached);
+}
+
+static void add_counters(const struct fdh_gate_slot *slot, struct fdh_counters *sum) {
+    uint64_t forced = atomic_load(&slot->forced);
+    uint64_t left = atomic_load(&slot->left);
+    uint64_t entered = atomic_load(&slot->entered);
+    sum->accepted += entered;
+    sum->forced += forced;
+    sum->finished += left > forced ? left - forced : 0;
+    sum->refused += atomic_load(&slot->refused);
+    sum->active += (int64_t)(entered - left);
+    sum->idle += atomic_load(&slot->idle);
+    sum->detached += atomic_load(&slot->detached);
+}
+
+void fdh_gate_counters(const struct fdh_gate *gate, struct fdh_counters *countersp) {
+    struct fdh_counters sum;
+    memset(&sum, 0, sizeof sum);
+    for (size_t i = 0; i < FDH_GATE_SLOTS; i++)
+        add_counters(&gate->memory->slot[i], &sum);
+    *countersp = sum;
+}
+
+int fdh_gate_slot_read(const struct fdh_gate *gate, uint32_t index, struct fdh_slot_info *infop) {
+    if (index >= FDH_GATE_SLOTS)
+        return -ERANGE;
+    const struct fdh_gate_slot *slot = &gate->memory->slot[index];
+    struct fdh_slot_info info;
+    memset(&info, 0, sizeof info);
+    int64_t pid = atomic_load(&slot->pid);
+    info.pid = pid > 0 ? pid : 0;
+    info.started = atomic_load(&slot->started);
+    add_counters(slot, &info.counters);
+    *infop = info;
+    return 0;
+}
+
+int fdh_gate_settle(struct fdh_gate *gate, uint32_t index, int64_t pid, uint64_t *settledp) {
+    if (index >= FDH_GATE_SLOTS)
+        return -ERANGE;
+    if (gate->slot == NULL || pid <= 0)
+        return -EINVAL;
+    struct fdh_gate_slot *slot = &gate->memory->slot[index];
+    int64_t expected = pid;
+    /* A negative pid marks a slot that somebody is settling: of several only one gets here. */
+    if (!atomic_compare_exchange_strong(&slot->pid, &expected, -pid))
+        return -ESRCH;
+    uint64_t inside = atomic_load(&slot->entered) - atomic_load(&slot->left);
+    atomic_store(&slot->accepting, 0);
+    atomic_fetch_add(&slot->forced, inside);
+    atomic_fetch_add(&slot->left, inside);
+    atomic_store(&slot->idle, 0);
+    atomic_store(&slot->detached, 0);
+    atomic_store(&slot->started, 0);
+    atomic_store(&slot->pid, 0);
+    after_leaving(gate);
+    *settledp = inside;
+    return 0;
+}
+
+/* Clock ticks since boot at which this process started, or 0. */
+static uint64_t own_start(void) {
+#if defined(__linux__)
+    char text[1024];
+    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t got = read(fd, text, sizeof text - 1);
+    fdh_close(fd);
+    if (got <= 0)
+        return 0;
+    text[got] = '\0';
+    const char *at = strrchr(text, ')'); /* the second field is the command, which may contain anything */
+    for (int field = 2; at != NULL && field < 22; field++)
+        at = strchr(at + 1, ' ');
+    uint64_t ticks = 0;
+    if (at != NULL)
+        for (at++; *at >= '0' && *at <= '9'; at++)
+            ticks = ticks * 10 + (uint64_t)(*at - '0');
+    return ticks;
+#else
+    return 0;
+#endif
+}
+
+int fdh_gate_attach(struct fdh_gate *gate) {
+    int64_t self = getpid();
+    for (uint32_t i = 0; i < FDH_GATE_SLOTS; i++) {
+        struct fdh_gate_slot *slot = &gate->memory->slot[i];
+        int64_t nobody = 0;
+        if (atomic_compare_exchange_strong(&slot->pid, &nobody, self)) {
+            atomic_store(&slot->started, own_start());
+            gate->slot = slot;
+            gate->slot_index = (int32_t)i;
+            return 0;
+        }
+    }
+    return -ENOSPC;
+}
+
+void fdh_gate_deinit(struct fdh_gate *gate) {
+    if (gate->memory == NULL)
+        return;
+    struct fdh_gate_slot *slot = gate->slot;
+    /* After a fork the slot is still the parent's. A slot with somebody inside stays: the count is real. */
+    if (slot != NULL && atomic_load(&slot->entered) == atomic_load(&slot->left)) {
+        int64_t self = getpid();
+        atomic_compare_exchange_strong(&slot->pid, &self, 0);
+    }
+    munmap(gate->memory, sizeof *gate->memory);
+    fdh_close(gate->memory_fd);
+    fdh_close(gate->closed_fd);
+    fdh_close(gate->drained_fd);
+    fdh_close(gate->room_fd);
+    close_many(gate->signal_fds, 3);
+    *gate = gate_null;
+}
+
+int fdh_gate_create(struct fdh_gate *gate) {
+    struct fdh_gate made = gate_null;
+    int error = 0;
+#if FDH_LINUX
+    made.memory_fd = memfd_create("fdhandoff-gate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (made.memory_fd < 0)
+        return -errno;
+    if (ftruncate(made.memory_fd, (off_t)sizeof *made.memory) < 0 ||
+        fcntl(made.memory_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        error = -errno;
+    int flags = MAP_SHARED;
+#else
+    int flags = MAP_SHARED | MAP_ANON;
+#endif
+    for (int i = 0; i < 3 && error == 0; i++)
+        error = signal_create(i == 0 ? &made.closed_fd : i == 1 ? &made.drained_fd : &made.room_fd, &made.signal_fds[i]);
+    void *memory = MAP_FAILED;
+    if (error == 0) {
+        memory = mmap(NULL, sizeof *made.memory, PROT_READ | PROT_WRITE, flags, made.memory_fd, 0);
+        if (memory == MAP_FAILED)
+            error = -errno;
+    }
+    if (error < 0) {
+        fdh_close(made.memory_fd);
+        fdh_close(made.closed_fd);
+        fdh_close(made.drained_fd);
+        fdh_close(made.room_fd);
+        close_many(made.signal_fds, 3);
+        return error;
+    }
+    made.memory = memory; /* zeroed: open, no limit, every slot free */
+    made.memory->abi = FDH_ABI;
+    made.memory->slots = FDH_GATE_SLOTS;
+    made.memory->magic = GATE_MAGIC;
+    error = fdh_gate_attach(&made);
+    if (error < 0) {
+        fdh_gate_deinit(&made);
+        return error;
+    }
+    *gate = made;
+    return 0;
+}
+
+int fdh_gate_map_consume(struct fdh_gate *gate, int memory_fd, int closed_fd, int drained_fd, int room_fd,
+                         bool read_only) {
+    int error = -ENOSYS;
+#if FDH_LINUX
+    struct stat status;
+    int seals = fcntl(memory_fd, F_GET_SEALS);
+    if (seals < 0 || fstat(memory_fd, &status) < 0)
+        error = errno == EINVAL ? -EBADMSG : -errno; /* EINVAL: no memfd */
+    else if (!(seals & F_SEAL_SHRINK) || status.st_size != (off_t)sizeof *gate->memory)
+        error = -EBADMSG; /* touching a mapping beyond the end of its file is SIGBUS */
+    else {
+        int protection = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+        void *memory = mmap(NULL, sizeof *gate->memory, protection, MAP_SHARED, memory_fd, 0);
+        if (memory == MAP_FAILED)
+            error = -errno;
+        else {
+            const struct fdh_gate_memory *mapped = memory;
+            if (mapped->magic == GATE_MAGIC && mapped->abi == FDH_ABI && mapped->slots == FDH_GATE_SLOTS) {
+                struct fdh_gate made = gate_null;
+                made.memory = memory;
+                made.memory_fd = memory_fd;
+                made.closed_fd = closed_fd;
+                made.drained_fd = drained_fd;
+                made.room_fd = room_fd;
+                *gate = made;
+                return 0;
+            }
+            munmap(memory, sizeof *gate->memory);
+            error = -EBADMSG;
+        }
+    }
+#else
+    (void)gate;
+    (void)read_only;
+#endif
+    fdh_close(memory_fd);
+    fdh_close(closed_fd);
+    fdh_close(drained_fd);
+    fdh_close(room_fd);
+    return error;
+}
+
+/* --- accept loop -------------------------------------------------------------------------------------- */
+
+/* What accept(2) may report of one connection or of the network, while the listener is well: go on with the next. */
+static bool concerns_one_connection(int error) {
+    switch (error) {
+    case EINTR:
+    case ECONNABORTED:
+    case ENETDOWN:
+    case EPROTO:
+    case ENOPROTOOPT:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+    case EPERM:
+#ifdef ENONET
+    case ENONET:
+#endif
+        return true;
+    default:
+        return false;
+    }
+}
+
+static int accept_one(int listener) {
+#if FDH_LINUX
+    return accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+#else
+    int fd = accept(listener, NULL, NULL);
+    if (fd >= 0) {
+        int error = set_flags(fd, true);
+        if (error < 0) {
+            fdh_close(fd);
+            errno = -error;
+            return -1;
+        }
+    }
+    return fd;
+#endif
+}
+
+int fdh_accept(struct fdh_gate *gate, int listener, int *fds, size_t capacity, size_t *np) {
+    int flags = fcntl(listener, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    /* The flag belongs to the open file, which other processes share and may have changed. */
+    if (!(flags & O_NONBLOCK) && fcntl(listener, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -errno;
+    if (gate != NULL)
+        atomic_fetch_add(&gate->slot->accepting, 1);
+    size_t n = 0;
+    int result = FDH_MORE;
+    while (n < capacity) {
+        if (gate != NULL) {
+            int refused = enter_step(gate);
+            if (refused != 0) {
+                result = refused;
+                break;
+            }
+        }
+        int fd = accept_one(listener);
+        if (fd >= 0) {
+            fds[n++] = fd;
+            continue;
+        }
+        int error = errno;
+        if (gate != NULL)
+            take_back_enter(gate);
+        if (concerns_one_connection(error))
+            continue;
+        if (error == EAGAIN || error == EWOULDBLOCK)
+            result = 0;
+        else if (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM)
+            result = FDH_PAUSE;
+        else
+            result = -error;
+        break;
+    }
+    if (gate != NULL)
+        atomic_fetch_sub(&gate->slot->accepting, 1);
+    if (result < 0) { /* only before the first connection: a listener does not stop being one in between */
+        for (size_t i = 0; i < n; i++) {
+            fdh_close(fds[i]);
+            if (gate != NULL)
+                fdh_gate_leave_forced(gate);
+        }
+        return result;
+    }
+    *np = n;
+    return result;
+}
+
+/* --- processes ---------------------------------------------------------------------------------------- */
+
+int fdh_pidfd_open(int64_t pid, int *pidfdp) {
+#if FDH_LINUX
+    if (pid <= 0 || pid > INT_MAX)
+        return -ESRCH;
+    int fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0); /* close-on-exec by itself */
+    if (fd < 0)
+        return -errno;
+    *pidfdp = fd;
+    return 0;
+#else
+    (void)pid;
+    (void)pidfdp;
+    return -ENOSYS;
+#endif
+}
+
+int fdh_pidfd_getfd(int pidfd, int fd, int *fdp) {
+#if FDH_LINUX
+    int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0); /* close-on-exec by itself */
+    if (copy < 0)
+        return -errno;
+    *fdp = copy;
+    return 0;
+#else
+    (void)pidfd;
+    (void)fd;
+    (void)fdp;
+    return -ENOSYS;
+#endif
+}
+
+int fdh_pidfd_signal(int pidfd, int signal_number) {
+#if FDH_LINUX
+    return syscall(SYS_pidfd_send_signal, pidfd, signal_number, NULL, 0) < 0 ? -errno : 0;
+#else
+    (void)pidfd;
+    (void)signal_number;
+    return -ENOSYS;
+#endif
+}
+
+int fdh_pidfd_id(int pidfd, uint64_t *idp) {
+#if FDH_LINUX
+    struct statfs filesystem;
+    struct stat status;
+    if (fstatfs(pidfd, &filesystem) < 0 || fstat(pidfd, &status) < 0)
+        return -errno;
+    /* Before Linux 6.9 all pidfds share the one inode of anon_inodefs, which names nothing. */
+    *idp = filesystem.f_type == FDH_PIDFS_MAGIC ? (uint64_t)status.st_ino : 0;
+    return 0;
+#else
+    (void)pidfd;
+    (void)idp;
+    return -ENOSYS;
+#endif
+}
+
+int fdh_pidfd_wait(int pidfd, int64_t deadline, struct fdh_exit *exitp) {
+#if FDH_LINUX
+    /* A pidfd is readable once the process (its last thread) has ended, whoever's child it was. */
+    int condition = wait_for(pidfd, POLLIN, deadline);
+    if (condition != 0)
+        return condition;
+    siginfo_t info;
+    memset(&info, 0, sizeof info);
+    int rc;
+    do
+        rc = waitid((idtype_t)FDH_P_PIDFD, (id_t)pidfd, &info, WEXITED | WNOHANG);
+    while (rc < 0 && errno == EINTR);
+    struct fdh_exit ended = {-1, 0, 0};
+    if (rc == 0 && info.si_pid != 0) {
+        ended.known = 1;
+        if (info.si_code == CLD_EXITED)
+            ended.status = info.si_status;
+        else
+            ended.signal = info.si_status;
+    } else if (rc < 0 && errno != ECHILD && errno != EINVAL) {
+        /* ECHILD: not our child, or reaped already; EINVAL: P_PIDFD is younger than pidfd_open by one release */
+        return -errno;
+    }
+    *exitp = ended;
+    return 0;
+#else
+    (void)pidfd;
+    (void)deadline;
+    (void)exitp;
+    return -ENOSYS;
+#endif
+}
+
+/* --- spawn -------------------------------------------------------------------------------------------- */
+
+struct child {
+    const struct fdh_spawn *spawn;
+    pid_t parent;
+    int report_fd; /* where the error goes when memory is not shared; -1 when it is */
+    int step;
+    int error;
+};
+
+static void write_number(char *at, int64_t number) {
+    char digits[24];
+    size_t n = 0;
+    do
+        digits[n++] = (char)('0' + number % 10);
+    while ((number /= 10) > 0);
+    while (n > 0)
+        *at++ = digits[--n];
+    *at = '\0';
+}
+
+/* Closes everything from `from` on but `keep`. */
+static void close_from(int from, int keep) {
+#if defined(__linux__)
+    unsigned first = (unsigned)from;
+    if (keep >= from) {
+        if ((keep == from || syscall(SYS_close_range, first, (unsigned)keep - 1, 0) == 0) &&
+            syscall(SYS_close_range, (unsigned)keep + 1, ~0U, 0) == 0)
+            return;
+    } else if (syscall(SYS_close_range, first, ~0U, 0) == 0)
+        return;
+#endif
+    struct rlimit limit;
+    int end = 65536;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < 1048576)
+        end = (int)limit.rlim_cur;
+    for (int fd = from; fd < end; fd++)
+        if (fd != keep)
+            close(fd);
+}
+
+/* Makes the child's table what `fds` says. A source that lies below its target may be overwritten before its turn, so
+ * those are moved up first; then each target is filled in ascending order, where no later source can be below. */
+static int arrange_fds(int *fds, size_t n, int *keep) {
+    if (*keep >= 0 && (size_t)*keep < n) {
+        int moved = fcntl(*keep, F_DUPFD_CLOEXEC, (int)n);
+        if (moved < 0)
+            return -errno;
+        *keep = moved;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (fds[i] >= 0 && (size_t)fds[i] < i) {
+            fds[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, (int)n);
+            if (fds[i] < 0)
+                return -errno;
+        }
+    for (size_t i = 0; i < n; i++) {
+        int target = (int)i, rc;
+        if (fds[i] < 0) {
+            close(target);
+            continue;
+        }
+        if (fds[i] == target)
+            rc = fcntl(target, F_SETFD, 0);
+        else
+            do
+                rc = dup2(fds[i], target);
+            while (rc < 0 && (errno == EINTR || errno == EBUSY));
+        if (rc < 0)
+            return -errno;
+    }
+    close_from((int)n, *keep);
+    return 0;
+}
+
+static int become(const struct fdh_spawn *spawn) {
+#if defined(__linux__)
+    /* Raw: the C library's functions would make every thread of the process follow, by a signal, and the threads that it
+     * knows are the parent's. */
+    if (syscall(SYS_setgroups, spawn->n_groups, spawn->groups) < 0 ||
+        syscall(SYS_setresgid, spawn->gid, spawn->gid, spawn->gid) < 0 ||
+        syscall(SYS_setresuid, spawn->uid, spawn->uid, spawn->uid) < 0)
+        return -errno;
+#else
+    if (setgroups((int)spawn->n_groups, (const gid_t *)spawn->groups) < 0 || setgid(spawn->gid) < 0 ||
+        setuid(spawn->uid) < 0)
+        return -errno;
+#endif
+    return 0;
+}
+
+static int prepare_child(struct child *child) {
+    const struct fdh_spawn *spawn = child->spawn;
+    struct sigaction standard;
+    memset(&standard, 0, sizeof standard);
+    standard.sa_handler = SIG_DFL;
+    for (int number = 1; number < NSIG; number++)
+        sigaction(number, &standard, NULL); /* refused for KILL, STOP and the C library's own: they are default */
+
+    child->step = FDH_STEP_GROUP;
+    if (spawn->own_group == 2 ? setsid() < 0 : spawn->own_group == 1 && setpgid(0, 0) < 0)
+        return -errno;
+    child->step = FDH_STEP_IDENTITY;
+    if (spawn->set_identity) {
+        int error = become(spawn);
+        if (error < 0)
+            return error;
+    }
+#if defined(__linux__)
+    /* After the change of identity, which clears it (prctl(2)). */
+    if (spawn->death_signal != 0) {
+        if (prctl(PR_SET_PDEATHSIG, (unsigned long)spawn->death_signal, 0, 0, 0) < 0)
+            return -errno;
+        if (getppid() != child->parent)
+            return -ESRCH; /* it died before the request was made */
+    }
+#endif
+    child->step = FDH_STEP_DIRECTORY;
+    if (spawn->directory != NULL && chdir(spawn->directory) < 0)
+        return -errno;
+    child->step = FDH_STEP_FDS;
+    int error = arrange_fds(spawn->fds, spawn->n_fds, &child->report_fd);
+    if (error < 0)
+        return error;
+    for (char **entry = spawn->envp; *entry != NULL; entry++)
+        if (strncmp(*entry, "LISTEN_PID=", 11) == 0)
+            write_number(*entry + 11, getpid());
+    sigset_t mask;
+    sigemptyset(&mask);
+    for (int number = 1; number <= 64 && number < NSIG; number++)
+        if (spawn->blocked_signals >> (number - 1) & 1)
+            sigaddset(&mask, number);
+    child->step = FDH_STEP_EXEC;
+    sigprocmask(SIG_SETMASK, &mask, NULL);
+    execve(spawn->file, spawn->argv, spawn->envp);
+    return -errno;
+}
+
+static int run_child(void *argument) {
+    struct child *child = argument;
+    child->error = prepare_child(child);
+    if (child->report_fd >= 0) {
+        int report[2] = {child->step, child->error};
+        ssize_t ignored = write(child->report_fd, report, sizeof report);
+        (void)ignored;
+    }
+    _exit(127);
+}
+
+static void reap(pid_t pid) {
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+}
+
+#if !FDH_LINUX
+/* Memory is not shared: the error comes through a pipe that the exec closes. */
+static int spawn_by_fork(struct child *child, pid_t *pidp) {
+    int pair[2];
+    child->step = FDH_STEP_FORK;
+    if (pipe(pair) < 0)
+        return -errno;
+    int error = set_flags(pair[0], false);
+    if (error == 0)
+        error = set_flags(pair[1], false);
+    pid_t pid = error == 0 ? fork() : -1;
+    if (pid == 0) {
+        close(pair[0]);
+        child->report_fd = pair[1];
+        run_child(child);
+    }
+    if (pid < 0) {
+        error = error != 0 ? error : -errno;
+        close_many(pair, 2);
+        return error;
+    }
+    fdh_close(pair[1]);
+    int report[2] = {0, 0};
+    ssize_t got;
+    do
+        got = read(pair[0], report, sizeof report);
+    while (got < 0 && errno == EINTR);
+    fdh_close(pair[0]);
+    if (got == (ssize_t)sizeof report) {
+        reap(pid);
+        child->step = report[0];
+        return report[1];
+    }
+    *pidp = pid;
+    return 0;
+}
+#else
+static int spawn_by_clone(struct child *child, pid_t *pidp, int *pidfdp) {
+    _Alignas(16) char stack[65536]; /* the parent stands still meanwhile, so its frame can lend it */
+    int pidfd = -1;
+    child->step = FDH_STEP_FORK;
+    child->error = 0;
+    int flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
+    pid_t pid = clone(run_child, stack + sizeof stack, flags, child, &pidfd);
+    if (pid < 0)
+        return -errno;
+    if (child->error < 0) {
+        fdh_close(pidfd);
+        reap(pid);
+        return child->error;
+    }
+    *pidp = pid;
+    *pidfdp = pidfd;
+    return 0;
+}
+#endif
+
+int fdh_spawn(const struct fdh_spawn *spawn, int64_t *pidp, int *pidfdp, int *stepp) {
+    struct child child = {.spawn = spawn, .parent = getpid(), .report_fd = -1, .step = 0, .error = 0};
+    pid_t pid = -1;
+    int pidfd = -1;
+    sigset_t all, before;
+    sigfillset(&all);
+    /* No handler of ours may run in the child, which shares our memory; it unblocks what it shall after resetting. */
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+#if FDH_LINUX
+    int error = spawn_by_clone(&child, &pid, &pidfd);
+    if (error == 0 && pidfd < 0 && fdh_pidfd_open(pid, &pidfd) < 0)
+        pidfd = -1;
+#else
+    int error = spawn_by_fork(&child, &pid);
+#endif
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error < 0) {
+        *stepp = child.step;
+        return error;
+    }
+    *pidp = pid;
+    *pidfdp = pidfd;
+    return 0;
+}
+
+/* --- switch ------------------------------------------------------------------------------------------- */
+
+#define NET_OFF 0xfff00000u    /* SKF_NET_OFF: offsets from the network header */
+#define RANDOM_OFF 0xfffff038u /* SKF_AD_OFF + SKF_AD_RANDOM (56) */
+
+struct program {
+    struct fdh_instruction code[FDH_SWITCH_MAX];
+    size_t n;
+};
+
+static void emit(struct program *p, int op, uint32_t k) {
+    struct fdh_instruction *at = &p->code[p->n++];
+    at->code = (uint16_t)op;
+    at->jump_true = 0;
+    at->jump_false = 0;
+    at->k = k;
+}
+
+/* Continues when A is k; otherwise jumps, to be told where by land(). Returns where it stands. */
+static size_t emit_unless(struct program *p, int op, uint32_t k) {
+    emit(p, op, k);
+    return p->n - 1;
+}
+
+static void land(struct program *p, const size_t *jumps, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        p->code[jumps[i]].jump_false = (uint8_t)(p->n - jumps[i] - 1);
+}
+
+static uint32_t word_at(const unsigned char *bytes) {
+    return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
+}
+
+/* Source address and port are the probe's: its member. An IPv6 listener meets IPv4 packets too, with an IPv4 header, so
+ * the version is looked at first. A header with options is longer; then the port is not found and it is no probe. */
+static void emit_probe(struct program *p, const struct fdh_switch *choice) {
+    size_t jumps[8], n = 0;
+    bool v6 = choice->probe_family == AF_INET6;
+    emit(p, OP_LOAD_BYTE, NET_OFF);
+    emit(p, OP_RSH, 4);
+    jumps[n++] = emit_unless(p, OP_JEQ, v6 ? 6 : 4);
+    for (uint32_t i = 0; i < (v6 ? 4u : 1u); i++) {
+        emit(p, OP_LOAD_WORD, NET_OFF + (v6 ? 8 : 12) + 4 * i);
+        jumps[n++] = emit_unless(p, OP_JEQ, word_at(choice->probe_address + 4 * i));
+    }
+    emit(p, OP_LOAD_HALF, NET_OFF + (v6 ? 40 : 20));
+    jumps[n++] = emit_unless(p, OP_JEQ, choice->probe_port);
+    emit(p, OP_RET, choice->probe_index);
+    land(p, jumps, n);
+}
+
+/* A := A ^ X, then through a multiplication and a shift, so that every bit of A depends on every bit so far. */
+static void emit_mix(struct program *p) {
+    emit(p, OP_MUL, 0x9e3779b1u);
+    emit(p, OP_TAX, 0);
+    emit(p, OP_RSH, 15);
+    emit(p, OP_XOR_X, 0);
+}
+
+static void emit_fold(struct program *p, int load, uint32_t offset) {
+    emit(p, OP_TAX, 0);
+    emit(p, load, offset);
+    emit(p, OP_XOR_X, 0);
+    emit_mix(p);
+}
+
+static void emit_flow_of(struct program *p, bool v6) {
+    emit(p, OP_LOAD_WORD, NET_OFF + (v6 ? 8 : 12));
+    emit_mix(p);
+    if (v6)
+        emit_fold(p, OP_LOAD_WORD, NET_OFF + 20); /* with the first word: network and host; two are enough */
+    emit_fold(p, OP_LOAD_HALF, NET_OFF + (v6 ? 40 : 20));
+    emit_mix(p);
+}
+
+/* M[0] := a hash of source address and port. */
+static void emit_flow(struct program *p, int family) {
+    if (family != AF_INET6) {
+        emit_flow_of(p, false);
+    } else {
+        emit(p, OP_LOAD_BYTE, NET_OFF);
+        emit(p, OP_RSH, 4);
+        size_t other = emit_unless(p, OP_JEQ, 6);
+        emit_flow_of(p, true);
+        emit(p, 0x05 /* BPF_JMP | BPF_JA */, 0);
+        size_t over = p->n - 1;
+        land(p, &other, 1);
+        emit_flow_of(p, false);
+        p->code[over].k = (uint32_t)(p->n - over - 1);
+    }
+    emit(p, OP_STORE, 0);
+}
+
+static void emit_pick(struct program *p, const struct fdh_share *share, bool by_flow) {
+    if (share->count == 1) {
+        emit(p, OP_RET, share->base);
+        return;
+    }
+    emit(p, by_flow ? OP_LOAD_MEMORY : OP_LOAD_WORD, by_flow ? 0 : RANDOM_OFF);
+    emit(p, OP_MOD, share->count);
+    emit(p, OP_ADD, share->base);
+    emit(p, OP_RET_A, 0);
+}
+
+int fdh_switch_compile(const struct fdh_switch *choice, struct fdh_instruction *program, size_t capacity, size_t *np) {
+    const struct fdh_share *old_share = &choice->old_share, *new_share = &choice->new_share;
+    bool only_old = choice->new_per_2_32 == 0, only_new = choice->new_per_2_32 == UINT32_MAX;
+    if ((!only_new && old_share->count == 0) || (!only_old && new_share->count == 0))
+        return -EINVAL;
+    if (choice->probe_family != 0 && choice->probe_family != AF_INET && choice->probe_family != AF_INET6)
+        return -EINVAL;
+    struct program p;
+    p.n = 0;
+    bool by_flow = choice->by_flow != 0;
+    if (choice->probe_family != 0)
+        emit_probe(&p, choice);
+    bool chooses = (!only_old && !only_new) || (only_new ? new_share : old_share)->count > 1;
+    if (by_flow && chooses)
+        emit_flow(&p, choice->family);
+    if (only_old || only_new) {
+        emit_pick(&p, only_new ? new_share : old_share, by_flow);
+    } else {
+        emit(&p, by_flow ? OP_LOAD_MEMORY : OP_LOAD_WORD, by_flow ? 0 : RANDOM_OFF);
+        emit(&p, OP_JGE, choice->new_per_2_32);
+        size_t jump = p.n - 1;
+        emit_pick(&p, new_share, by_flow);
+        p.code[jump].jump_true = (uint8_t)(p.n - jump - 1);
+        emit_pick(&p, old_share, by_flow);
+    }
+    if (p.n > capacity)
+        return -ENOBUFS;
+    memcpy(program, p.code, p.n * sizeof p.code[0]);
+    *np = p.n;
+    return 0;
+}
+
+int fdh_switch_attach(int fd, const struct fdh_instruction *program, size_t n) {
+#if FDH_LINUX
+    if (n == 0 || n > FDH_SWITCH_MAX)
+        return -EINVAL;
+    struct socket_program request = {.n = (unsigned short)n, .code = program};
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &request, sizeof request) < 0 ? -errno : 0;
+#else
+    (void)fd;
+    (void)program;
+    (void)n;
+    return -ENOSYS;
+#endif
+}
+
+int fdh_switch_detach(int fd) {
+#if FDH_LINUX
+    int unused = 0;
+    return setsockopt(fd, SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, &unused, sizeof unused) < 0 ? -errno : 0;
+#else
+    (void)fd;
+    return -ENOSYS;
+#endif
+}
