@@ -38,7 +38,7 @@ LIMITED_API = not (sysconfig.get_config_var("Py_GIL_DISABLED") and sys.version_i
 try:
     from cffi import FFI
 except ImportError:
-    FFI = None
+    FFI = None  # type: ignore[assignment,misc]
 
 
 def cdef() -> str:
