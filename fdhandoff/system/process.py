@@ -201,7 +201,8 @@ class Process:
 
     def _wait_pidfd(self, deadline: int) -> Exit | None:
         how = ffi.new("struct fdh_exit *")
-        if check("waitid", lib.fdh_pidfd_wait(self.pidfd, deadline, how), f"waiting for process {self.pid}") == FDH_AGAIN:
+        result = lib.fdh_pidfd_wait(self.pidfd, deadline, how)
+        if check("waitid", result, f"waiting for process {self.pid}") == FDH_AGAIN:
             return None
         if not how.known:
             return Exit()
@@ -330,12 +331,13 @@ def spawn(
 ) -> Process:
     """Starts ``argv`` and returns once the program runs.
 
-    ``fds``: child descriptor → ours; nothing else is open in it (default: 0, 1 and 2 as they are). ``env``: all of
-    its environment (default: ours). ``LISTEN_PID`` in it, whatever its value, becomes the child's own number.
-    ``cwd``: its working directory (default: ours). ``argv[0]`` is looked up in *its* ``PATH``, from *its* directory.
-    ``blocked_signals``: its signal mask. ``own_group``: 1 a process group of its own, 2 a session of its own.
-    ``death_signal``: sent to it when the thread that called this ends (0: none; Linux).
-    ``identity``: whom it becomes (default: us).
+    - ``fds``: child descriptor → ours; nothing else is open in it (default: 0, 1 and 2 as they are).
+    - ``env``: all of its environment (default: ours). ``LISTEN_PID`` in it, whatever its value, becomes the child's own.
+    - ``cwd``: its working directory (default: ours). ``argv[0]`` is looked up in *its* ``PATH``, from *its* directory.
+    - ``blocked_signals``: its signal mask.
+    - ``own_group``: 1 a process group of its own, 2 a session of its own, 0 ours.
+    - ``death_signal``: sent to it when the thread that called this ends (0: none; Linux).
+    - ``identity``: whom it becomes (default: us).
 
     ``SystemCallError`` says which step failed, and leaves no child.
     """
