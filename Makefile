@@ -50,7 +50,7 @@ c-test: ## the C core alone
 
 sanitize: build ## the Python tests with the C core under address, undefined-behaviour and thread sanitizers
 	.ci/sanitized address,undefined tests/unit tests/fault
-	.ci/sanitized thread tests/unit -k gate
+	.ci/sanitized thread tests/unit
 
 bench: build ## every speed claim, beside its peer and its limit
 	$(BIN)/python benchmarks/run.py
