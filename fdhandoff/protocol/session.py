@@ -62,6 +62,9 @@ class Session:
         self._state_received = 0
         self.final_state = False  # new side: whether the commit brought a final state
 
+    def observe(self, on_change: Callable[[str, str, str], object] | None) -> None:
+        self._on_change = on_change
+
     # --- where we are ---------------------------------------------------------------------------------------
 
     @property
@@ -153,7 +156,7 @@ class Session:
         try:
             for message, own_fds in self._decoder.messages():
                 done.append((message, own_fds))
-                self._receive(message)
+                self.receive(message)
         except ProtocolError:
             # What was complete before the nonsense is lost with it: the conversation ends here, so keep nothing.
             for _, own_fds in done:
@@ -161,7 +164,8 @@ class Session:
             raise
         return done
 
-    def _receive(self, message: Message) -> None:
+    def receive(self, message: Message) -> None:
+        """Takes a message that was decoded elsewhere (whoever answers at the path reads the first one)."""
         self._step(f"got {type(message).__name__.upper()}", ProtocolError)
         if isinstance(message, Hello):
             if message.min_version > message.max_version:

@@ -21,7 +21,7 @@ _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
-class Woken(Exception):  # noqa: N818 - a condition, not an error: somebody made the wake descriptor readable
+class Woken(Exception):
     """The wake descriptor became readable while waiting."""
 
 

@@ -1,0 +1,457 @@
+"""The new side: it takes what is offered, verifies it, and becomes the owner when the old side commits."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from . import registry
+from .conversation import Conversation, Gone
+from .deadline import after, passed
+from .errors import (
+    NEW,
+    OLD,
+    UNKNOWN,
+    Aborted,
+    DeadlineExceeded,
+    HandoffError,
+    InProgress,
+    ListenerMissing,
+    LocalProtocolError,
+    PeerAborted,
+    PeerGone,
+    PeerRefused,
+    PeerUntrusted,
+    ProtocolError,
+    VersionMismatch,
+)
+from .generation import Generation
+from .handoff import SOFTWARE
+from .inventory import verify
+from .listener import (
+    KIND_CONNECTION,
+    KIND_CONTROL,
+    KIND_COUNTERS,
+    KIND_FILE,
+    KIND_LISTENER,
+    Connection,
+    Entry,
+    Listeners,
+)
+from .protocol.messages import (
+    VERSION_MAX,
+    VERSION_MIN,
+    Abort,
+    Ack,
+    Drained,
+    Hello,
+    Items,
+    Offer,
+    Progress,
+    Ready,
+    Refused,
+    Serving,
+    State,
+    Taken,
+)
+from .protocol.session import Session
+from .protocol.states import TAKER
+from .system.channel import Channel, Woken, wait
+from .system.fds import close_all, socket_from_fd
+from .system.paths import connect_control
+from .system.process import Peer, Process, peer, peer_process
+from .system.wake import Wake
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+_RETRY_FIRST, _RETRY_LAST = 0.005, 0.1
+
+
+def receive(
+    sock_path: str | os.PathLike[str],
+    *,
+    timeout: float | None = 30.0,
+    allow_uids: Iterable[int] = (),
+    require: Iterable[str] = (),
+    generation: int = 0,
+    on_step: Callable[[str, str, str], object] | None = None,
+) -> Takeover:
+    """Takes over from the owner that answers at ``sock_path``, waiting up to ``timeout`` seconds (``None``: for ever) for one
+    that offers. Returns when everything has come and was verified; the old side serves on until ``Takeover.ready()``.
+
+    ``allow_uids``: users besides our own and root from whom we take. ``require``: names that must be among the listeners.
+    ``generation``: the number that the starter of this process gave it (0: any). ``on_step(before, step, after)`` is called
+    after every step of the protocol.
+
+    Raises ``InProgress`` (somebody else is taking), ``PeerRefused``, ``VersionMismatch``, ``PeerUntrusted``, ``PathError``,
+    ``ListenerMismatch``, ``ListenerMissing``, ``PeerGone``, ``DeadlineExceeded``. After any of them this process holds nothing
+    of what was offered, and whoever served before serves on.
+    """
+    path = os.fspath(sock_path)
+    deadline = after(timeout)
+    allowed = frozenset(allow_uids)
+    pause = _RETRY_FIRST
+    why = ""
+    while True:
+        try:
+            takeover, why = _attempt(path, deadline, allowed, frozenset(require), generation, on_step)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(f"nothing was taken over at {path}: {error}", serving=UNKNOWN) from error
+        if takeover is not None:
+            return takeover
+        if passed(deadline):
+            raise DeadlineExceeded(f"nobody handed over at {path} within {timeout:g} s: {why}", serving=UNKNOWN)
+        try:
+            wait((), (), min(deadline, after(pause)))
+        except DeadlineExceeded:
+            pause = min(pause * 2, _RETRY_LAST)
+
+
+def _attempt(
+    path: str,
+    deadline: int,
+    allowed: frozenset[int],
+    require: frozenset[str],
+    generation: int,
+    on_step: Callable[[str, str, str], object] | None,
+) -> tuple[Takeover | None, str]:
+    """One connection: the takeover, or why nobody offers yet."""
+    connection = connect_control(path, deadline)
+    if connection.sock is None:
+        return None, f"nobody listens there ({connection.why})"
+    sock = connection.sock
+    try:
+        owner = peer(sock)
+        if owner.uid not in allowed | {os.geteuid(), 0}:
+            raise PeerUntrusted(
+                f"the owner at {path} runs as uid {owner.uid}: taking from it must be allowed on purpose (allow_uids)",
+                serving=OLD,
+            )
+        wake = Wake()
+    except BaseException:
+        sock.close()
+        raise
+    conversation = Conversation(Session(TAKER, on_step), Channel(sock), owner, None, wake.fileno())
+    takeover = Takeover(path, conversation, wake)
+    try:
+        takeover._take(deadline, require, generation)
+    except PeerRefused as refusal:
+        takeover.close()
+        if refusal.code == "starting":
+            return None, str(refusal)
+        raise
+    except Gone:
+        # The owner ended between our connect and its answer; its successor, if any, answers the next attempt.
+        stage = conversation.session.state
+        takeover._fail()
+        if stage in ("CONNECTED", "GREETING"):
+            return None, "the owner hung up before it answered"
+        raise PeerGone(
+            f"{owner} died or hung up while it handed over at {path}; nothing was taken, and nobody serves unless it lives",
+            serving=UNKNOWN,
+        ) from None
+    except BaseException as error:
+        takeover._fail(error)
+        raise
+    return takeover, ""
+
+
+class Takeover:
+    """What came, before and after the commit.
+
+    ``listeners``: ``Listeners``, a sequence in the sender's order and a mapping by name. ``files``: descriptors by name.
+    ``connections``: established connections with their state. ``state``: the application's bytes, the final ones after
+    ``ready()``. ``peer``: who gave. ``generation``: our number. ``orphaned``: the old side died before it could commit, so
+    ``state`` is the offered one. ``strict``: the old side has stopped accepting when ``ready()`` returns.
+
+    As a context manager it aborts when left without ``ready()``.
+    """
+
+    def __init__(self, path: str, conversation: Conversation, wake: Wake) -> None:
+        self.path = path
+        self.listeners = Listeners((), ())
+        self.files: dict[str, int] = {}
+        self.connections: list[Connection] = []
+        self.state = b""
+        self.peer: Peer = conversation.peer
+        self.generation = Generation(1, os.getpid())
+        self.strict = False
+        self.orphaned = False
+        self.probation = 0.0
+        self.counters_fd = -1
+        self.drain: Progress | Drained | None = None
+        self._conversation = conversation
+        self._wake = wake
+        self._control: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    # --- taking ---------------------------------------------------------------------------------------------
+
+    def _take(self, deadline: int, require: frozenset[str], generation: int) -> None:
+        conversation = self._conversation
+        with closing(Process.from_pid(os.getpid())) as own:
+            conversation.say(
+                Hello(
+                    min_version=VERSION_MIN,
+                    max_version=VERSION_MAX,
+                    pid=os.getpid(),
+                    software=SOFTWARE,
+                    generation=generation,
+                ),
+                [own.pidfd] if own.pidfd >= 0 else [],
+                deadline=deadline,
+            )
+        answer, fds = conversation.hear(deadline)
+        if isinstance(answer, Refused):
+            raise _refusal(answer, self.path)
+        if not isinstance(answer, Offer):
+            close_all(fds)
+            raise _aborted(answer)
+        conversation.process = Process.from_pidfd(fds[0]) if fds else peer_process(conversation.channel.socket)
+        if conversation.process is not None and conversation.process.pid > 0:
+            self.peer = conversation.peer = Peer(conversation.process.pid, self.peer.uid, self.peer.gid)
+        self.strict = bool(answer.strict)
+        self.probation = answer.probation_ms / 1000
+        self.generation = Generation(max(1, answer.generation), os.getpid())
+        self._collect(deadline)
+        missing = require - set(self.listeners.names)
+        if missing:
+            raise ListenerMissing(
+                f"{self.peer} offers no listener named {', '.join(sorted(missing))}; "
+                f"it offers {', '.join(self.listeners.names) or 'none'}",
+                serving=OLD,
+            )
+        conversation.say(Taken(items=conversation.session.items_total), deadline=deadline)
+        self.state = conversation.session.take_state()
+
+    def _collect(self, deadline: int) -> None:
+        """Items and state, until everything is here."""
+        conversation = self._conversation
+        session = conversation.session
+        names: list[str] = []
+        sockets: list[socket.socket] = []
+        try:
+            while not session.complete:
+                message, fds = conversation.hear(deadline)
+                if isinstance(message, Items):
+                    self._keep(message.entries, fds, names, sockets)
+                    conversation.say(Ack(items=session.items_received), deadline=deadline)
+                elif not isinstance(message, State):
+                    raise _aborted(message)
+        finally:
+            # Also after a failure: what came so far is closed with the rest.
+            self.listeners = Listeners(names, sockets)
+
+    def _keep(self, entries: list[Entry], fds: list[int], names: list[str], sockets: list[socket.socket]) -> None:
+        fds.reverse()  # pop() takes them from the front; what is left at a failure is closed below
+        try:
+            for entry in entries:
+                verify(entry, fds[-1])
+                if entry.kind == KIND_LISTENER:
+                    sockets.append(socket_from_fd(fds[-1]))
+                    names.append(entry.name)
+                elif entry.kind == KIND_CONNECTION:
+                    self.connections.append(Connection(entry.name, socket_from_fd(fds[-1]), entry.state))
+                elif entry.kind == KIND_CONTROL and self._control is None:
+                    self._control = socket_from_fd(fds[-1])
+                elif entry.kind == KIND_COUNTERS and self.counters_fd < 0:
+                    self.counters_fd = fds[-1]
+                elif entry.kind == KIND_FILE and entry.name not in self.files:
+                    self.files[entry.name] = fds[-1]
+                else:
+                    raise ProtocolError(
+                        f"item {entry.name!r} of kind {entry.kind} is unknown or came twice", serving=OLD
+                    )
+                fds.pop()
+        finally:
+            close_all(fds)
+
+    # --- the turning point ----------------------------------------------------------------------------------
+
+    def ready(self, timeout: float | None = 60.0) -> None:
+        """Says that this process can serve, and returns when it is the owner: accept from here on, not before.
+
+        Raises ``PeerAborted``, ``PeerGone`` (the old side lives and serves), ``DeadlineExceeded`` when no commit came in
+        ``timeout`` seconds (the handoff is aborted then), ``Aborted`` after ``abort()``. After any of them everything that
+        came is closed. If the old side died instead, this process is the owner, and ``orphaned`` is true.
+        """
+        with self._lock:
+            session = self._conversation.session
+            if session.owns:
+                raise LocalProtocolError("ready() was said already", serving=NEW)
+            if session.final or self._closed:
+                raise Aborted("the takeover has ended: it was aborted, or closed", serving=UNKNOWN)
+            try:
+                self._await_commit(after(timeout))
+            except BaseException as error:
+                self._fail(error)
+                raise
+            self._own()
+
+    async def ready_async(self, timeout: float | None = 60.0) -> None:
+        """``ready()`` without blocking the event loop; cancelling it aborts the takeover."""
+        from .awaiting import in_thread
+
+        await in_thread(lambda: self.ready(timeout), self._wake.set)
+
+    def _await_commit(self, deadline: int) -> None:
+        conversation = self._conversation
+        session = conversation.session
+        try:
+            conversation.say(Ready(), deadline=deadline)
+            while session.state != "OWNING":
+                message, fds = conversation.hear(deadline)
+                close_all(fds)
+                if isinstance(message, Abort):
+                    raise _aborted(message)
+        except PeerGone as gone:
+            self._judge(gone)
+        except ProtocolError:
+            if not session.owns:  # nonsense behind the commit does not undo it
+                raise
+        except DeadlineExceeded:
+            raise DeadlineExceeded(
+                f"{self.peer} did not commit in time; the takeover is given up and {self.peer} serves on", serving=OLD
+            ) from None
+        except Woken:
+            raise Aborted(f"the takeover was given up; {self.peer} serves on", serving=OLD) from None
+
+    def _judge(self, gone: PeerGone) -> None:
+        """The old side is silent for ever: dead, then the service is ours; or alive, then it is its."""
+        conversation = self._conversation
+        session = conversation.session
+        for message, fds in conversation.last_words():
+            close_all(fds)
+            if isinstance(message, Abort):
+                raise _aborted(message)
+        if session.state == "OWNING":
+            return
+        if (isinstance(gone, Gone) and gone.proved) or conversation.prove():
+            session.happen("death")
+            self.orphaned = True
+            return
+        session.happen("eof")
+        raise PeerGone(f"{self.peer} hung up without a commit and lives; it serves on", serving=OLD)
+
+    def _own(self) -> None:
+        """The service is ours: the path too. What follows must not fail the caller: nobody else serves."""
+        conversation = self._conversation
+        session = conversation.session
+        if not self.orphaned:
+            final = session.take_state()
+            if session.final_state:
+                self.state = final
+        if self._control is not None:
+            registry.adopt(self.path, self._control, self.generation.number)
+            self._control = None
+        if session.may_say(Serving):
+            try:
+                conversation.say(Serving(), deadline=after(5.0))
+            except (PeerGone, DeadlineExceeded, Woken):
+                return  # it died after its commit, or reads no more: the service is ours all the same
+
+    # --- afterwards -----------------------------------------------------------------------------------------
+
+    def wait_old(self, timeout: float | None = None) -> bool:
+        """Waits until the old process has ended; whether it has. Its last report is in ``drain`` meanwhile."""
+        deadline = after(timeout)
+        while True:
+            try:
+                message, fds = self._conversation.hear(deadline)
+            except Gone as gone:
+                if gone.proved:
+                    return True
+                continue
+            except (DeadlineExceeded, Woken):
+                return False
+            close_all(fds)
+            if isinstance(message, (Progress, Drained)):
+                self.drain = message
+
+    def fileno(self) -> int:
+        """Readable when the old side said something or hung up: ``ready()`` will then learn it at once."""
+        return self._conversation.channel.fileno()
+
+    def abort(self, reason: str = "") -> None:
+        """Gives up, also from another thread: a ``ready()`` that waits raises ``Aborted``. The old side serves on. Once the
+        service is ours it gives it back: stop accepting before. Nothing happens when it has ended already."""
+        self._wake.set()
+        with self._lock:
+            if not self._closed:
+                self._conversation.wake_fd = -1
+                self._fail(Aborted(reason or "the new side gave up", serving=OLD))
+
+    def close(self) -> None:
+        """Ends the conversation. Before the commit everything that came is closed; afterwards it is the application's."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._conversation.session.owns:
+            if self._conversation.session.state == "GAVE_BACK":
+                registry.forget(self.path)
+            self._drop()
+        self._conversation.close()
+        self._wake.close()
+
+    def _fail(self, error: BaseException | None = None) -> None:
+        """The end without a takeover."""
+        code = "aborted"
+        if isinstance(error, DeadlineExceeded):
+            code = "deadline"
+        elif isinstance(error, ProtocolError):
+            code = "protocol"
+        elif isinstance(error, HandoffError) and not isinstance(error, Aborted):
+            code = "mismatch"
+        self._conversation.abort(code, str(error) if isinstance(error, HandoffError) else "")
+        self.close()
+
+    def _drop(self) -> None:
+        self.listeners.close()
+        close_all(self.files.values())
+        self.files = {}
+        for connection in self.connections:
+            connection.target.close()
+        self.connections = []
+        close_all([self.counters_fd] if self.counters_fd >= 0 else [])
+        self.counters_fd = -1
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def __enter__(self) -> Takeover:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._conversation.session.owns:
+            self.close()
+        else:
+            self.abort("the new side left without ready()")
+
+    def __repr__(self) -> str:
+        return f"<Takeover of {self.path} from {self.peer}: {self._conversation.session.state}>"
+
+
+def _refusal(refused: Refused, path: str) -> PeerRefused:
+    by = f" (pid {refused.pid})" if refused.pid else ""
+    message = f"the owner at {path} refuses: {refused.reason or refused.code}{by}"
+    if refused.code == "in-progress":
+        return InProgress(message)
+    if refused.code == "version":
+        return VersionMismatch(
+            f"{message}; this side speaks {VERSION_MIN} to {VERSION_MAX}, "
+            f"the owner {refused.min_version} to {refused.max_version}"
+        )
+    return PeerRefused(message, code=refused.code)
+
+
+def _aborted(message: Any) -> HandoffError:
+    if isinstance(message, Abort):
+        return PeerAborted(
+            f"the owner gave the handoff up ({message.code}): {message.reason}; it serves on", serving=OLD
+        )
+    return ProtocolError(f"a {type(message).__name__} where it makes no sense", serving=OLD)
