@@ -87,6 +87,9 @@
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
 #endif
+#ifndef SCM_PIDFD
+#define SCM_PIDFD 4
+#endif
 #ifndef SO_COOKIE
 #define SO_COOKIE 57
 #endif
@@ -336,7 +339,8 @@ int fdh_channel_send(int sock, const void *data, size_t size, const int *fds, si
             n = marks[mark].n_fds;
             end = mark + 1 < n_marks ? marks[mark + 1].offset : size;
         }
-        ssize_t sent = send_piece(sock, (const char *)data + position, end - position, fds + fd_position, n);
+        ssize_t sent = send_piece(sock, (const char *)data + position, end - position,
+                                  n > 0 ? fds + fd_position : NULL, n);
         if (sent > 0) {
             position += (size_t)sent;
             if (n > 0) { /* with however few bytes: the descriptors are gone */
@@ -378,9 +382,16 @@ static bool receive_control(struct msghdr *msg, int *fds, size_t *np) {
     bool good = !(msg->msg_flags & MSG_CTRUNC);
     for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(msg); cmsg != NULL; cmsg = CMSG_NXTHDR(msg, cmsg)) {
         if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS) {
-            /* Of the kinds that there are only SCM_PIDFD brings a descriptor, and only where the socket asks for it
-             * (SO_PASSPIDFD), which we never do. */
             good = false;
+#if defined(__linux__)
+            /* Of the other kinds only this one brings a descriptor: when SO_PASSPIDFD is set on our socket, which we
+             * never do, but whoever shares it may (test: an_unexpected_pidfd_is_refused_and_closed). */
+            if (cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_PIDFD && cmsg->cmsg_len >= CMSG_LEN(sizeof(int))) {
+                int pidfd;
+                memcpy(&pidfd, CMSG_DATA(cmsg), sizeof pidfd);
+                fdh_close(pidfd);
+            }
+#endif
             continue;
         }
         size_t n = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -415,8 +426,13 @@ int fdh_channel_receive(int sock, void *buffer, size_t capacity, int *fds, size_
             if (n_bytes > 0)
                 break;
             int condition = wait_for(sock, POLLIN, deadline);
-            if (condition != 0)
+            if (condition < 0)
                 return condition;
+            if (condition == FDH_AGAIN) {
+                *n_bytesp = 0;
+                *n_fdsp = 0;
+                return condition;
+            }
             continue;
         }
         if (got < 0) {
@@ -442,11 +458,9 @@ int fdh_channel_receive(int sock, void *buffer, size_t capacity, int *fds, size_
             break;
         n_bytes += (size_t)got;
     }
-    if (n_bytes == 0)
-        return FDH_EOF;
     *n_bytesp = n_bytes;
     *n_fdsp = n_fds;
-    return 0;
+    return n_bytes == 0 ? FDH_EOF : 0;
 }
 
 int fdh_peer_credentials(int sock, struct fdh_peer *peerp) {
