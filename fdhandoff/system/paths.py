@@ -319,12 +319,7 @@ def _connect(sock: socket.socket, path: str, deadline: int) -> None:
             sock.connect(path)
             # After a signal CPython takes a Unix socket for "connecting", waits for it, and finds no error.
             sock.getpeername()
-        except BlockingIOError:
-            if passed(deadline):
-                raise DeadlineExceeded(
-                    f"{path}: its owner accepted no connection in time (its queue is full): look at that process"
-                ) from None
-        except InterruptedError:
+        except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
             if error.errno != errno.ENOTCONN:
@@ -332,6 +327,10 @@ def _connect(sock: socket.socket, path: str, deadline: int) -> None:
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
             return
+        if passed(deadline):
+            raise DeadlineExceeded(
+                f"{path}: its owner accepted no connection in time (its queue is full): look at that process"
+            )
 
 
 # --- removing -------------------------------------------------------------------------------------------------
