@@ -43,11 +43,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from .accept import (
         AcceptLoop as AcceptLoop,
-    )
-    from .accept import (
         CountedSocket as CountedSocket,
-    )
-    from .accept import (
         accept_many as accept_many,
     )
     from .client import (
@@ -55,92 +51,36 @@ if TYPE_CHECKING:
     )
     from .errors import (
         Aborted as Aborted,
-    )
-    from .errors import (
         DeadlineExceeded as DeadlineExceeded,
-    )
-    from .errors import (
         EnvironmentInvalid as EnvironmentInvalid,
-    )
-    from .errors import (
         GateClosed as GateClosed,
-    )
-    from .errors import (
         HandoffError as HandoffError,
-    )
-    from .errors import (
         InProgress as InProgress,
-    )
-    from .errors import (
         ListenerError as ListenerError,
-    )
-    from .errors import (
         ListenerMismatch as ListenerMismatch,
-    )
-    from .errors import (
         ListenerMissing as ListenerMissing,
-    )
-    from .errors import (
         LocalProtocolError as LocalProtocolError,
-    )
-    from .errors import (
         NotReady as NotReady,
-    )
-    from .errors import (
         PathError as PathError,
-    )
-    from .errors import (
         PathInUse as PathInUse,
-    )
-    from .errors import (
         PeerAborted as PeerAborted,
-    )
-    from .errors import (
         PeerError as PeerError,
-    )
-    from .errors import (
         PeerGone as PeerGone,
-    )
-    from .errors import (
         PeerRefused as PeerRefused,
-    )
-    from .errors import (
         PeerUntrusted as PeerUntrusted,
-    )
-    from .errors import (
         PidfileLocked as PidfileLocked,
-    )
-    from .errors import (
         ProtocolError as ProtocolError,
-    )
-    from .errors import (
         RolledBack as RolledBack,
-    )
-    from .errors import (
         SuccessorDied as SuccessorDied,
-    )
-    from .errors import (
         SystemCallError as SystemCallError,
-    )
-    from .errors import (
         Unconfirmed as Unconfirmed,
-    )
-    from .errors import (
         Unsupported as Unsupported,
-    )
-    from .errors import (
         UpgradeError as UpgradeError,
-    )
-    from .errors import (
         VersionMismatch as VersionMismatch,
-    )
-    from .errors import (
         Vetoed as Vetoed,
     )
     from .gate import (
         CountersView as CountersView,
-    )
-    from .gate import (
         Gate as Gate,
     )
     from .generation import (
@@ -151,14 +91,8 @@ if TYPE_CHECKING:
     )
     from .listener import (
         Connection as Connection,
-    )
-    from .listener import (
         File as File,
-    )
-    from .listener import (
         Listener as Listener,
-    )
-    from .listener import (
         Listeners as Listeners,
     )
     from .offer import (
@@ -169,8 +103,6 @@ if TYPE_CHECKING:
     )
     from .takeover import (
         Takeover as Takeover,
-    )
-    from .takeover import (
         receive as receive,
     )
 
