@@ -1,0 +1,65 @@
+"""The gate from the inside: how what entered leaves again."""
+
+from __future__ import annotations
+
+import os
+from types import MethodType
+from typing import TYPE_CHECKING
+
+from .system.native import lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+class Door:
+    """The gate as this process's connections hold it: it outlives ``Gate.release``, and after a fork the child's copies of
+    the parent's connections do nothing at it, for the parent counts them."""
+
+    __slots__ = ("detached", "handle", "leave", "leave_forced", "note")
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.leave: Callable[[], None] = MethodType(lib.fdh_gate_leave, handle)
+        self.leave_forced: Callable[[], None] = MethodType(lib.fdh_gate_leave_forced, handle)
+        self.note: Callable[[int, int], None] = MethodType(lib.fdh_gate_note, handle)
+        # Descriptors that were detached from their connection objects: they count until they are closed.
+        self.detached: dict[int, tuple[int, int]] = {}
+
+    def disarm(self) -> None:
+        self.leave = self.leave_forced = nothing
+        self.note = nothing
+        self.detached = {}
+
+    def follow(self, fd: int) -> None:
+        """``fd``, a connection that is inside, belongs to somebody else now; it counts until it is closed."""
+        status = os.fstat(fd)
+        self.detached[fd] = (status.st_dev, status.st_ino)
+        self.note(0, 1)
+
+    def unfollow(self, fd: int) -> bool:
+        """Whether ``fd`` was still followed; the caller leaves then."""
+        if self.detached.pop(fd, None) is None:
+            return False
+        self.note(0, -1)
+        return True
+
+    def sweep(self) -> int:
+        """Leaves for every detached descriptor that was closed meanwhile; how many."""
+        swept = 0
+        for fd, identity in list(self.detached.items()):
+            try:
+                status = os.fstat(fd)
+            except OSError:
+                here = False
+            else:
+                here = (status.st_dev, status.st_ino) == identity
+            if not here and self.unfollow(fd):
+                self.leave()
+                swept += 1
+        return swept
+
+
+def nothing(*_: object) -> None:
+    return None
