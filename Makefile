@@ -25,9 +25,10 @@ venv: .venv/installed ## the virtual environment, with all that development need
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[dev]'
 	@touch $@
 
-deps: ## what the tests need from the system's packages (apt-get, as root), and the environment
+deps: ## what the tests need beside the environment: system packages (apt-get, as root), a compiler for macOS
 	.ci/deps
 	@$(MAKE) venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ziglang
 
 build: .venv/built ## the compiled module, into fdhandoff/
 .venv/built: .venv/installed build_ffi.py src/fdhandoff.c src/fdhandoff.h
