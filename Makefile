@@ -1,5 +1,6 @@
 # Everything here works on a fresh machine with a C compiler, make and Python >= 3.10: the first target that needs it makes
-# a virtual environment in .venv and installs into it. PYTHON=/path/to/python chooses another interpreter.
+# a virtual environment in .venv and installs into it. PYTHON=/path/to/python chooses another interpreter,
+# TESTS=tests/unit some of the tests.
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
