@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .deadline import FOREVER, after, passed
-from .errors import DeadlineExceeded, PeerGone
+from .errors import DeadlineExceeded, PeerGone, ProtocolError
 from .protocol.messages import Abort, Message
 from .system.channel import Woken, wait
 from .system.fds import close_all
@@ -42,7 +42,9 @@ class Conversation:
         self.peer = peer
         self.process = process
         self.wake_fd = wake_fd
+        # Decoded, and not heard yet: the session learns of a message when the caller does, however many came at once.
         self._heard: list[tuple[Message, list[int]]] = []
+        self._nonsense: ProtocolError | None = None  # what came after them
         self.dead = False  # proved
         self._hung_up = False
 
@@ -61,12 +63,23 @@ class Conversation:
         """
         while True:
             if self._heard:
-                return self._heard.pop(0)
+                return self._next()
+            if self._nonsense is not None:
+                raise self._nonsense
             self._fill(deadline)
+
+    def _next(self) -> tuple[Message, list[int]]:
+        message, fds = self._heard.pop(0)
+        try:
+            self.session.receive(message)
+        except ProtocolError:
+            close_all(fds)
+            raise
+        return message, fds
 
     def poll(self) -> bool:
         """Whether ``hear`` would return or raise at once."""
-        if self._heard:
+        if self._heard or self._nonsense is not None:
             return True
         try:
             self._fill(0)
@@ -86,7 +99,7 @@ class Conversation:
         if not self._hung_up:
             # Also when only the death was seen: what the peer had sent before comes first.
             self._read()
-            if self._heard:
+            if self._heard or self._nonsense is not None:
                 return
         if proof in ready:
             self.dead = True
@@ -106,28 +119,39 @@ class Conversation:
                 raise
 
     def _read(self) -> None:
-        while not self._hung_up:
+        """Reads on until a message is whole, nothing more is there, or the end: a peer that never stops keeps nobody."""
+        while not (self._hung_up or self._heard or self._nonsense is not None):
             try:
                 arrived = self.channel.receive()
+                if arrived is None:
+                    return
+                data, fds = arrived
+                if not data:
+                    self._hung_up = True
+                    return
+                for heard in self.session.decode(data, fds):
+                    self._heard.append(heard)
             except PeerGone:
-                arrived = (b"", [])
-            if arrived is None:
-                return
-            data, fds = arrived
-            if data:
-                self._heard += self.session.feed(data, fds)
-            else:
                 self._hung_up = True
+            except ProtocolError as error:
+                self._nonsense = error
 
     def last_words(self) -> list[tuple[Message, list[int]]]:
-        """What the peer had said before it hung up and nobody has heard yet."""
-        self._read()
-        heard, self._heard = self._heard, []
-        return heard
+        """What the peer had said before it hung up and nobody has heard yet, as far as it makes sense."""
+        words = []
+        try:
+            while True:
+                self._read()
+                if not self._heard:
+                    return words
+                words.append(self._next())
+        except ProtocolError:
+            return words
 
     def deafen(self) -> None:
         """Listens to no further word of a peer that talks nonsense; its death is still noticed."""
         self._hung_up = True
+        self._nonsense = None
 
     def prove(self, seconds: float = PROOF_SECONDS) -> bool:
         """After the peer hung up: whether it is proved dead, within ``seconds``. What it is (our child, say) is not reaped."""

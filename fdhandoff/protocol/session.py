@@ -26,7 +26,7 @@ from .messages import (
 from .states import FIRST, OWNER, OWNS, is_final, transition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # Descriptors that were sent and not yet acknowledged. The kernel counts a user's descriptors in flight against the
 # open-files limit of the sender (1,024 for many), and another conversation of the same user may run beside this one.
@@ -151,10 +151,9 @@ class Session:
 
         On ``ProtocolError`` nothing of this call is returned: all its descriptors are in ``pending_fds``, to be closed.
         """
-        self._decoder.feed(data, fds)
         done: list[tuple[Message, list[int]]] = []
         try:
-            for message, own_fds in self._decoder.messages():
+            for message, own_fds in self.decode(data, fds):
                 done.append((message, own_fds))
                 self.receive(message)
         except ProtocolError:
@@ -164,8 +163,13 @@ class Session:
             raise
         return done
 
+    def decode(self, data: bytes, fds: Sequence[int] = ()) -> Iterator[tuple[Message, list[int]]]:
+        """As ``feed``, but the state does not change: ``receive`` each message when its turn has come."""
+        self._decoder.feed(data, fds)
+        return self._decoder.messages()
+
     def receive(self, message: Message) -> None:
-        """Takes a message that was decoded elsewhere (whoever answers at the path reads the first one)."""
+        """The state changes by a message that was decoded (here, or by whoever answers at the path)."""
         self._step(f"got {type(message).__name__.upper()}", ProtocolError)
         if isinstance(message, Hello):
             if message.min_version > message.max_version:
