@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[[], T], cancel: Callable[[], object]) -> T:
-    """Runs ``work()`` in a thread of its own and awaits its result. When the awaiting task is cancelled, ``cancel()`` is called,
-    which must make ``work`` end soon; its end is awaited before the cancellation goes on."""
+    """Runs ``work()`` in a thread of its own and awaits its result. When the awaiting task is cancelled, ``cancel()`` is
+    called, which must make ``work`` end soon; its end is awaited before the cancellation goes on."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

@@ -37,10 +37,11 @@ def ask(
     allow_uids: Iterable[int] = (),
     on_event: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
-    """Asks the owner at ``sock_path`` and returns its answer. ``timeout``: seconds for the whole (``None``: as long as it takes).
+    """Asks the owner at ``sock_path`` and returns its answer. ``timeout``: seconds for the whole (``None``: as long as it
+    takes).
 
-    ``PathError`` (``serving="nobody"``) when nobody answers there, ``PeerRefused`` with the refusal's ``code``, ``PeerUntrusted``,
-    ``PeerGone``, ``DeadlineExceeded``.
+    ``PathError`` (``serving="nobody"``) when nobody answers there, ``PeerRefused`` with the refusal's ``code``,
+    ``PeerUntrusted``, ``PeerGone``, ``DeadlineExceeded``.
     """
     path = os.fspath(sock_path)
     deadline = after(timeout)

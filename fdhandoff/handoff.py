@@ -381,7 +381,7 @@ class _BeforeCommit:
         translated = self._translate(error)
         session.happen("unsent")
         if not session.final:
-            conversation.abort(_code(error), str(error) if isinstance(error, HandoffError) else "internal error")
+            conversation.abort(_code(error), str(translated or error))
         if not session.final:
             session.happen("bad")
         handoff._undo()

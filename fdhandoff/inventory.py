@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from .errors import OLD, ListenerError, ListenerMismatch, SystemCallError
@@ -22,6 +23,8 @@ from .system.fds import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from .system.sockets import BindSpec
 
     Item = Any  # a socket, a descriptor, a Listener, File or Connection
 
@@ -96,6 +99,28 @@ def _item(name: str, item: Item) -> tuple[Entry, int]:
             raise ListenerError(f"the listener {name!r} (descriptor {fd}) is no socket", serving=OLD)
         return entry, fd
     return entry_of(name if isinstance(name, str) else str(name), fd), fd
+
+
+def fits(spec: BindSpec, fd: int, *, strictly: bool = False) -> bool:
+    """Whether the socket ``fd`` is what binding ``spec`` would make: kind, port and, where it is a number, address. A port 0
+    fits any, unless ``strictly``. A host name is not resolved: it fits."""
+    description = describe(fd)
+    if description is None:
+        return False
+    if spec.kind not in ("tcp", "udp"):
+        return str(spec).removeprefix(spec.kind) == description.address.removeprefix("unix")
+    wanted = socket.SOCK_STREAM if spec.kind == "tcp" else socket.SOCK_DGRAM
+    host, _, port = description.address.rpartition(":")
+    if description.type != wanted or description.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    if spec.port != int(port) and (spec.port != 0 or strictly):
+        return False
+    host = host.strip("[]")
+    if not spec.host:
+        return host in ("::", "0.0.0.0")  # noqa: S104 - compared, not bound
+    if spec.host.replace(".", "").isdigit() or ":" in spec.host:
+        return spec.host == host
+    return True
 
 
 def verify(entry: Entry, fd: int) -> None:

@@ -206,6 +206,15 @@ class Listeners:
         pairs = zip(self._names, self._sockets, strict=True)
         return [pair for index, pair in enumerate(pairs) if index not in self._claimed]
 
+    def claimed(self) -> list[tuple[str, _socket.socket]]:
+        """Those that somebody asked for."""
+        pairs = zip(self._names, self._sockets, strict=True)
+        return [pair for index, pair in enumerate(pairs) if index in self._claimed]
+
+    def claim(self, sock: _socket.socket) -> None:
+        """Takes this one out, as asking for it by name does."""
+        self._claimed.add(self._sockets.index(sock))
+
     def close(self) -> None:
         for sock in self._sockets:
             sock.close()

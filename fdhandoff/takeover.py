@@ -60,7 +60,7 @@ from .protocol.session import Session
 from .protocol.states import TAKER
 from .system.channel import Channel, Woken, wait
 from .system.fds import close_all, socket_from_fd
-from .system.paths import connect_control
+from .system.paths import ABSENT, STALE, connect_control
 from .system.process import Peer, Process, peer, peer_process
 from .system.wake import Wake
 
@@ -91,11 +91,35 @@ def receive(
     ``ListenerMismatch``, ``ListenerMissing``, ``PeerGone``, ``DeadlineExceeded``. After any of them this process holds nothing
     of what was offered, and whoever served before serves on.
     """
-    path = os.fspath(sock_path)
+    takeover = take(
+        os.fspath(sock_path),
+        timeout=timeout,
+        allow_uids=allow_uids,
+        require=require,
+        generation=generation,
+        on_step=on_step,
+        absent_ok=False,
+    )
+    assert takeover is not None  # only absent_ok allows it
+    return takeover
+
+
+def take(
+    path: str,
+    *,
+    timeout: float | None,
+    allow_uids: Iterable[int] = (),
+    require: Iterable[str] = (),
+    generation: int = 0,
+    on_step: Callable[[str, str, str], object] | None = None,
+    absent_ok: bool,
+    wake_fd: int = -1,
+) -> Takeover | None:
+    """``receive``; with ``absent_ok`` ``None`` at once where no owner lives, so that the caller may become it. ``wake_fd``
+    ends the wait with ``Woken``."""
     deadline = after(timeout)
     allowed = frozenset(allow_uids)
     pause = _RETRY_FIRST
-    why = ""
     while True:
         try:
             takeover, why = _attempt(path, deadline, allowed, frozenset(require), generation, on_step)
@@ -103,10 +127,13 @@ def receive(
             raise DeadlineExceeded(f"nothing was taken over at {path}: {error}", serving=UNKNOWN) from error
         if takeover is not None:
             return takeover
+        if absent_ok and why in (ABSENT, STALE):
+            return None
         if passed(deadline):
+            why = {ABSENT: "there is no such socket", STALE: "its owner has ended"}.get(why, why)
             raise DeadlineExceeded(f"nobody handed over at {path} within {timeout:g} s: {why}", serving=UNKNOWN)
         try:
-            wait((), (), min(deadline, after(pause)))
+            wait((), (), min(deadline, after(pause)), wake_fd)
         except DeadlineExceeded:
             pause = min(pause * 2, _RETRY_LAST)
 
@@ -122,7 +149,7 @@ def _attempt(
     """One connection: the takeover, or why nobody offers yet."""
     connection = connect_control(path, deadline)
     if connection.sock is None:
-        return None, f"nobody listens there ({connection.why})"
+        return None, connection.why
     sock = connection.sock
     try:
         owner = peer(sock)
@@ -236,11 +263,14 @@ class Takeover:
         names: list[str] = []
         sockets: list[socket.socket] = []
         try:
-            while not session.complete:
+            # The session counts what has arrived, which may be more than what was heard here so far.
+            kept = 0
+            while kept < session.items_total or not session.complete:
                 message, fds = conversation.hear(deadline)
                 if isinstance(message, Items):
                     self._keep(message.entries, fds, names, sockets)
-                    conversation.say(Ack(items=session.items_received), deadline=deadline)
+                    kept += len(message.entries)
+                    conversation.say(Ack(items=kept), deadline=deadline)
                 elif not isinstance(message, State):
                     raise _aborted(message)
         finally:

@@ -1,0 +1,72 @@
+"""Hooks: what the application wants to do before and after each step and each signal."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .errors import OLD, HandoffError, Vetoed
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    Hook = Callable[[], Any]
+
+STEPS = ("ready", "upgrade", "offer", "commit", "rollback", "drain", "stop")
+
+
+class Hooks:
+    """Functions without arguments, by step or signal name (``"commit"``, ``"SIGHUP"``), run in the order in which they came.
+
+    Once an event loop is attached they run in it, and may be coroutine functions; without one they run in the service's own
+    thread. A hook *before* a step vetoes it by raising; the fault of a hook *after* one is shown and changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: dict[tuple[str, str], list[Hook]] = {}
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def add(self, when: str, step: str, hook: Hook) -> Hook:
+        if step not in STEPS and not step.startswith("SIG"):
+            raise ValueError(
+                f"{step!r} is no step; the steps are {', '.join(STEPS)}, and signals by their names (SIGHUP)"
+            )
+        self._hooks.setdefault((when, step), []).append(hook)
+        return hook
+
+    def before(self, step: str) -> None:
+        """``Vetoed`` when one of them raises."""
+        for hook in self._hooks.get(("before", step), ()):
+            try:
+                self.call(hook)
+            except HandoffError:
+                raise
+            except Exception as error:
+                raise Vetoed(f"a hook before {step} said no: {error or type(error).__name__}", serving=OLD) from error
+
+    def after(self, step: str) -> None:
+        for hook in self._hooks.get(("after", step), ()):
+            try:
+                self.call(hook)
+            except Exception:
+                # The step is done; nobody is there to raise to, and the next hook has a right to run.
+                sys.excepthook(*sys.exc_info())
+
+    def call(self, hook: Hook) -> Any:
+        """Runs it where hooks run, and returns what it returns."""
+        loop = self.loop
+        if loop is None or not loop.is_running():
+            result = hook()
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(f"{hook!r} is a coroutine function, but no event loop is attached to the service")
+            return result
+        import asyncio
+
+        async def run() -> Any:
+            result = hook()
+            return await result if inspect.isawaitable(result) else result
+
+        return asyncio.run_coroutine_threadsafe(run(), loop).result()

@@ -1,0 +1,657 @@
+"""``Service``: one program's whole life as a generation. It inherits, takes over or binds; says ready; hands over when asked;
+drains; ends.
+
+A worker thread owns what happens: signals, takers, upgrade and stop requests reach it as jobs, one after the other. Only two
+things act across: the upgrader's ``interrupt`` ends a handoff that is under way, ``hurry`` ends a drain.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from . import registry
+from .deadline import FOREVER, after, format_duration
+from .errors import (
+    NEW,
+    OLD,
+    DeadlineExceeded,
+    HandoffError,
+    InProgress,
+    ListenerError,
+    PathInUse,
+    Unsupported,
+    UpgradeError,
+)
+from .gate import Gate
+from .generation import Generation
+from .hooks import Hooks
+from .inventory import fits
+from .listener import Listeners, check_name
+from .signals import DEFAULT, STOP, UPGRADE, Signals, StopRequests
+from .successor import BLOCKED, START_DIRECTORY, own_command
+from .system import environment
+from .system.channel import Woken, wait
+from .system.fds import describe, listener_queue, socket_from_fd
+from .system.notify import NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, Notifier
+from .system.paths import default_path, unlink_control
+from .system.pidfile import Pidfile
+from .system.process import start_time
+from .system.sockets import bind, parse_bind
+from .system.wake import Wake
+from .takeover import Takeover, take
+from .upgrade import Upgrader
+from .worker import Worker
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from .control import Endpoint, Reply
+    from .handoff import Handed
+    from .hooks import Hook
+
+STARTING = "starting"
+SERVING = "serving"
+UPGRADING = "upgrading"
+PROBATION = "probation"
+DRAINING = "draining"
+STOPPED = "stopped"
+
+REPORT_SECONDS = 1.0
+
+
+class DrainReport:
+    """How a drain ended: ``finished`` left by themselves since it began, ``forced`` were still inside, after ``seconds``."""
+
+    __slots__ = ("finished", "forced", "seconds")
+
+    def __init__(self, finished: int, forced: int, seconds: float) -> None:
+        self.finished = finished
+        self.forced = forced
+        self.seconds = seconds
+
+    def __repr__(self) -> str:
+        return f"DrainReport(finished={self.finished}, forced={self.forced}, seconds={self.seconds:.3f})"
+
+
+class Service:
+    """A generation of the service ``name``.
+
+    ``path``: the handoff path (default: ``NAME/handoff.sock`` in the runtime directory; ``None``: no path, and no upgrades).
+    ``command``: what ``upgrade()`` starts (default: this program as it was started, looked up afresh). ``grace``: seconds that
+    a drain may last (``None``: for ever). ``probation``: seconds after a handover in which this process takes the service back
+    if the new one dies. ``ready_timeout``: seconds for the new one to become ready; ``takeover_timeout``: for us to get the
+    service from a live owner. ``pidfile``: a path. ``signals``: signal name → ``upgrade``, ``stop`` or ``hooks``; ``{}``
+    installs none. ``log``: called with each line (default: standard error).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        path: str | os.PathLike[str] | None = "",
+        command: Sequence[str] | None = None,
+        grace: float | None = 30.0,
+        probation: float = 5.0,
+        ready_timeout: float = 60.0,
+        takeover_timeout: float = 60.0,
+        pidfile: str | os.PathLike[str] | None = None,
+        signals: Mapping[str, str] = DEFAULT,
+        allow_uids: Iterable[int] = (),
+        socket_mode: int = 0o600,
+        socket_group: int | str | None = None,
+        limit: int = 0,
+        log: Callable[[str], object] | None = None,
+    ) -> None:
+        self.name = check_name(name)
+        self.command = list(command) if command is not None else own_command()
+        self.directory = START_DIRECTORY
+        self.grace = grace
+        self.probation = probation
+        self.ready_timeout = ready_timeout
+        self.takeover_timeout = takeover_timeout
+        self.allow_uids = frozenset(allow_uids)
+        self.socket_mode = socket_mode
+        self.socket_group = socket_group
+        self.gate = Gate(limit=limit)
+        self.hooks = Hooks()
+        self.state_word = STARTING
+        self.state = b""
+        self.generation = Generation(1, os.getpid(), start_time(os.getpid()))
+        self.orphaned = False
+        self.verdict = ""
+        self._log = log or self._to_stderr
+        self._state_hook: Callable[[], bytes] | None = None
+        self._since = time.time()
+        self._lock = threading.Lock()
+        self._hurry, self._ended = Wake(), Wake()
+        self._stops = StopRequests()
+        self.owner = False
+        self._closed = False
+        self.endpoint: Endpoint | None = None
+        self._takeover: Takeover | None = None
+        self.held: list[tuple[str, socket.socket]] = []
+        self._found = Listeners((), ())
+        self._pidfile = Pidfile(pidfile) if pidfile is not None else None
+        self._drain_began = 0.0
+        self._finished_before = 0
+
+        self._was_started_by_us = environment.GENERATION in os.environ
+        number = int(os.environ.pop(environment.GENERATION, "0") or 0)
+        named = os.environ.pop(environment.PATH, "")
+        kept = (NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID)
+        self.for_successor = {key: os.environ[key] for key in kept if key in os.environ}
+        self.notifier = Notifier.from_environment(os.environ)
+        self._signals = Signals(signals, self._on_signal)
+        self.upgrader = Upgrader(self)
+        self.worker = Worker("fdhandoff-service")
+        try:
+            self.path = self._choose_path(path, named)
+            self._signals.install()
+            self._acquire(number)
+        except BaseException:
+            self.close()
+            raise
+        _services.append(self)
+
+    # --- the beginning --------------------------------------------------------------------------------------
+
+    def _choose_path(self, path: str | os.PathLike[str] | None, named: str) -> str | None:
+        if path is None:
+            return None
+        return os.path.abspath(os.fspath(path) or named or default_path(self.name, os.environ))
+
+    def _acquire(self, number: int) -> None:
+        """Inherit from the environment, else take over from a live owner, else become the one who binds."""
+        inherited = environment.take(os.environ, os.getpid())
+        if inherited:
+            sockets = []
+            for listener, fd in inherited:
+                if describe(fd) is None:
+                    raise ListenerError(f"LISTEN_FDS passes descriptor {fd} as {listener!r}, which is no socket")
+                sockets.append(socket_from_fd(fd))
+            self._found = Listeners([listener for listener, _ in inherited], sockets)
+            self._renumber(max(number, 1))
+        if self.path is None:
+            return
+        while True:
+            if not inherited:
+                self._takeover = take(
+                    self.path,
+                    timeout=self.takeover_timeout,
+                    allow_uids=self.allow_uids,
+                    generation=number,
+                    absent_ok=number == 0,
+                )
+                if self._takeover is not None:
+                    self._found = self._takeover.listeners
+                    self.state = self._takeover.state
+                    self._renumber(self._takeover.generation.number)
+                    return
+            try:
+                self.endpoint = registry.obtain(self.path, mode=self.socket_mode, group=self.socket_group)
+            except PathInUse as error:
+                if inherited:
+                    self.say(f"{error}; this process can't be upgraded through it")
+                    self.path = None
+                    return
+                continue  # somebody was quicker: it has the service, and we take it from there
+            self.endpoint.generation = self.generation.number
+            return
+
+    def _renumber(self, number: int) -> None:
+        self.generation = Generation(number, self.generation.pid, self.generation.started)
+
+    def listen(self, name: str, address: str) -> socket.socket:
+        """The listener ``name``: the one that came, if it has this address, else bound now. ``address`` as in the CLI's
+        ``--bind`` (``127.0.0.1:8000``, ``[::]:80``, ``udp:…``, ``unix:/run/x.sock``). ``ListenerError`` where the address
+        stands for several sockets: those want ``listen_all``."""
+        found = self.listen_all(name, address)
+        if len(found) != 1:
+            raise ListenerError(f"{address!r} stands for {len(found)} sockets: use listen_all()")
+        return found[0]
+
+    def listen_all(self, name: str, address: str) -> list[socket.socket]:
+        """Every socket that ``address`` stands for; see ``listen``."""
+        spec = parse_bind(address)
+        check_name(name)
+        sockets = self._came(name, spec)
+        if not sockets:
+            if self.state_word != STARTING:
+                raise UpgradeError(f"{name!r} can't be bound after ready()", serving=OLD)
+            sockets = bind(spec)
+        self.held += [(name, sock) for sock in sockets]
+        return sockets
+
+    def _came(self, name: str, spec: Any) -> list[socket.socket]:
+        """What was inherited or taken over as ``name`` (or nameless) and fits ``spec``."""
+        candidates = [sock for other, sock in self._found.unclaimed() if other == name and fits(spec, sock.fileno())]
+        if not candidates:
+            candidates = [
+                sock
+                for other, sock in self._found.unclaimed()
+                if (other.startswith("listener") or other == "unknown") and fits(spec, sock.fileno(), strictly=True)
+            ]
+        for sock in candidates:
+            self._found.claim(sock)
+        return candidates
+
+    @property
+    def listeners(self) -> Listeners:
+        """What was inherited or taken over; taking one out of it keeps it."""
+        return self._found
+
+    def adopt(self, name: str, sock: socket.socket) -> None:
+        """Hands ``sock`` over, too, whoever bound it."""
+        self.held.append((check_name(name), sock))
+
+    # --- hooks ----------------------------------------------------------------------------------------------
+
+    def before(self, step: str, hook: Hook | None = None) -> Any:
+        """Registers a hook (also as a decorator) before a step (``ready``, ``upgrade``, ``offer``, ``commit``, ``rollback``,
+        ``drain``, ``stop``) or a signal (``SIGHUP``). It may veto by raising."""
+        return self._hook("before", step, hook)
+
+    def after(self, step: str, hook: Hook | None = None) -> Any:
+        return self._hook("after", step, hook)
+
+    def _hook(self, when: str, step: str, hook: Hook | None) -> Any:
+        if hook is not None:
+            return self.hooks.add(when, step, hook)
+        return lambda function: self.hooks.add(when, step, function)
+
+    def on_state(self, function: Callable[[], bytes]) -> Callable[[], bytes]:
+        """Registers what makes the state for the next generation; asked for when it is offered and again at the commit.
+        Usable as a decorator."""
+        self._state_hook = function
+        return function
+
+    # --- ready ----------------------------------------------------------------------------------------------
+
+    def ready(self, timeout: float | None = 60.0) -> None:
+        """Says that this process can serve; returns when it is the owner. Accept from here on, not before.
+
+        Inherited listeners that nobody asked for are closed, the pidfile is written, the service manager is told, signals
+        that were held back since the exec come in. Raises as ``Takeover.ready`` does.
+        """
+        if self.state_word != STARTING:
+            raise UpgradeError(f"ready() was said already; the service is {self.state_word}", serving=NEW)
+        self.hooks.before("ready")
+        if self._pidfile is not None and self._takeover is None:
+            self._pidfile.claim()
+        if self._takeover is not None and self.path is not None:
+            self._takeover.ready(timeout)
+            self.state = self._takeover.state
+            self.orphaned = self._takeover.orphaned
+            self.endpoint = registry.find(self.path)
+            if self._pidfile is not None:
+                self._pidfile.take_over()
+        self._keep_claimed()
+        self.owner = True
+        self.become(SERVING)
+        if self.endpoint is not None:
+            self.endpoint.generation = self.generation.number
+            self.endpoint.verbs.update(status=self._verb_status, upgrade=self._verb_upgrade, stop=self._verb_stop)
+            self.endpoint.begin_offer(self.upgrader.greet, self.allow_uids)
+        self.notifier.ready(f"generation {self.generation.number} serves")
+        if self._was_started_by_us and threading.current_thread() is threading.main_thread():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+        took = f", taken over from {self._takeover.peer}" if self._takeover is not None else ""
+        self.say(f"generation {self.generation.number} serves{took}")
+        self.hooks.after("ready")
+
+    def _keep_claimed(self) -> None:
+        """Inherited listeners that the application took are handed on; the others are closed."""
+        for _, sock in self._found.unclaimed():
+            sock.close()
+        ours = {id(sock) for _, sock in self.held}
+        self.held += [pair for pair in self._found.claimed() if id(pair[1]) not in ours]
+
+    async def ready_async(self, timeout: float | None = 60.0) -> None:
+        """``ready()`` for asyncio. From here on hooks run in this event loop and may be coroutine functions."""
+        import asyncio
+
+        from .awaiting import in_thread
+
+        self.hooks.loop = asyncio.get_running_loop()
+        await in_thread(lambda: self.ready(timeout), self._cancel_ready)
+        if self._was_started_by_us and threading.current_thread() is threading.main_thread():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+
+    def _cancel_ready(self) -> None:
+        if self._takeover is not None:
+            self._takeover.abort("the service's start was cancelled")
+
+    # --- waiting and ending ---------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Readable once this process shall drain and end: for any event loop. See ``wait``."""
+        return self._ended.fileno()
+
+    def wait(self, timeout: float | None = None) -> str:
+        """Blocks until this process shall end; returns why: ``"handed over"`` or ``"stop"``, or ``""`` after ``timeout``
+        seconds."""
+        try:
+            wait((self._ended.fileno(),), (), after(timeout))
+        except DeadlineExceeded:
+            return ""
+        return self.verdict
+
+    async def wait_async(self) -> str:
+        """``wait()`` for asyncio."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        fd = self._ended.fileno()
+
+        def tell() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        loop.add_reader(fd, tell)
+        try:
+            await ended
+        finally:
+            loop.remove_reader(fd)
+        return self.verdict
+
+    def drain(self, grace: float | None = -1.0) -> DrainReport:
+        """Closes the gate and waits until nobody is inside, at most ``grace`` seconds (default: the service's; ``None``: for
+        ever), or until somebody hurries. What is inside then is the caller's to cut."""
+        limit = self.grace if grace is not None and grace < 0 else grace
+        self.hooks.before("drain")
+        began = self._drain_began or time.monotonic()
+        self.gate.close()
+        deadline = after(limit)
+        while not self._drained_within(deadline):
+            if self.upgrader.handoff is not None:
+                left = None if limit is None else max(0.0, (deadline - time.monotonic_ns()) / 1e9)
+                self.upgrader.handoff.report(self.gate.active, time.monotonic() - began, left)
+        counters = self.gate.counters
+        report = DrainReport(counters.finished - self._finished_before, self.gate.active, time.monotonic() - began)
+        if self.upgrader.handoff is not None:
+            self.upgrader.handoff.drained(report.finished, report.forced)
+        self.say(
+            f"drained in {format_duration(report.seconds)}: {report.finished} finished"
+            + (f", {report.forced} cut at the deadline" if report.forced else "")
+        )
+        self.hooks.after("drain")
+        return report
+
+    def _drained_within(self, deadline: int) -> bool:
+        """Whether the drain is over: empty, late, or hurried. Waits a second for it."""
+        self.gate.settle()
+        try:
+            wait((self.gate.fileno(),), (), min(deadline, after(REPORT_SECONDS)), self._hurry.fileno())
+        except DeadlineExceeded:
+            return deadline != FOREVER and time.monotonic_ns() >= deadline
+        except Woken:
+            return True
+        return True
+
+    async def drain_async(self, grace: float | None = -1.0) -> DrainReport:
+        """``drain()`` for asyncio."""
+        from .awaiting import in_thread
+
+        return await in_thread(lambda: self.drain(grace), self.hurry)
+
+    def stop(self) -> None:
+        """Asks this process to drain and end, as TERM does; an upgrade under way is aborted. A second call hurries."""
+        self._ask_stop("stop was called")
+
+    def hurry(self) -> None:
+        """Ends a drain now."""
+        self._hurry.set()
+
+    def close(self) -> None:
+        """Ends the service in this process: closes its descriptors; the last owner removes its paths and the pidfile. Call it
+        last; the context manager does."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        final = self.owner
+        self.upgrader.interrupt.set()
+        self.worker.end()
+        self._signals.restore()
+        if self._takeover is not None:
+            if self.state_word == STARTING:
+                self._takeover.abort("the new side ended before it was ready")
+            self._takeover.close()
+        self.upgrader.close()
+        if self.endpoint is not None and self.path is not None:
+            self.endpoint.end_offer()
+            registry.remove(self.path) if final or self.state_word == STARTING else registry.forget(self.path)
+        for _, sock in self.held:
+            if final:
+                _unlink(sock)
+            sock.close()
+        self._found.close()
+        if self._pidfile is not None and final:
+            self._pidfile.release()
+        self.gate.release()
+        self._hurry.close()
+        self._ended.close()
+        self.state_word = STOPPED
+        if self in _services:
+            _services.remove(self)
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- upgrade --------------------------------------------------------------------------------------------
+
+    def upgrade(self) -> Handed:
+        """Starts the next generation of this program and hands over to it; returns once probation is over, with this process
+        about to drain (``wait()`` returns). Raises, with this process serving on: ``InProgress``, ``Vetoed``, ``SuccessorDied``,
+        ``NotReady``, ``Aborted``, ``RolledBack``, ``SystemCallError`` (the command can't be started), ``UpgradeError``."""
+        if self.worker.is_me():
+            raise UpgradeError(
+                "upgrade() can't be called from a hook: return, and let another thread call it", serving=OLD
+            )
+        self.claim_turn()
+        outcome: list[Handed | BaseException] = []
+        done = threading.Event()
+
+        def job() -> None:
+            try:
+                outcome.append(self.upgrader.upgrade())
+            except BaseException as error:
+                outcome.append(error)
+            finally:
+                done.set()
+
+        self.worker.post(job)
+        done.wait()
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
+    async def upgrade_async(self) -> Handed:
+        """``upgrade()`` for asyncio; cancelling it aborts the upgrade."""
+        from .awaiting import in_thread
+
+        return await in_thread(self.upgrade, self.upgrader.interrupt.set)
+
+    def claim_turn(self) -> None:
+        """One upgrade at a time: from here on others are told so."""
+        with self._lock:
+            if self.state_word == STARTING:
+                raise UpgradeError("this process is not ready yet: it can't be upgraded before", serving=OLD)
+            if self.state_word in (UPGRADING, PROBATION):
+                raise InProgress(f"an upgrade from generation {self.generation.number} is under way already")
+            if self.state_word != SERVING:
+                raise UpgradeError(f"this process is {self.state_word}: it can't be upgraded any more", serving=NEW)
+            if self.path is None or self.endpoint is None:
+                raise Unsupported("this service has no handoff path, so it can't be upgraded", serving=OLD)
+            self.state_word = UPGRADING
+            self.upgrader.interrupt.clear()
+
+    def make_state(self) -> bytes:
+        if self._state_hook is None:
+            return b""
+        made: bytes = self.hooks.call(self._state_hook)
+        return made
+
+    def take_back(self) -> None:
+        """The service is ours again, after probation failed: what had changed hands at *ready* changes back."""
+        if self._pidfile is not None:
+            self._pidfile.take_over()
+        self.hooks.after("rollback")
+
+    def offer_again(self) -> None:
+        if self.endpoint is not None:
+            self.endpoint.begin_offer(self.upgrader.greet, self.allow_uids)
+
+    # --- verbs (called in the control thread) -----------------------------------------------------------------
+
+    def _verb_status(self, _: dict[str, Any], reply: Reply) -> None:
+        reply.done(self.status())
+
+    def _verb_upgrade(self, _: dict[str, Any], reply: Reply) -> None:
+        def run() -> None:
+            try:
+                handed = self.upgrade()
+            except HandoffError as error:
+                reply.fail(type(error).__name__, str(error), serving=error.serving)
+            else:
+                reply.done({"generation": handed.generation.number, "pid": handed.peer.pid})
+
+        threading.Thread(target=run, name="fdhandoff-verb", daemon=True).start()
+
+    def _verb_stop(self, _: dict[str, Any], reply: Reply) -> None:
+        self._ask_stop(f"{reply.asker} asked for it")
+        reply.done({"state": self.state_word})
+
+    def status(self) -> dict[str, Any]:
+        """What ``fdhandoff-cli status`` shows: see docs/reference/cli.md."""
+        listeners = []
+        for name, sock in self.held:
+            description = describe(sock.fileno())
+            queue = listener_queue(sock.fileno())
+            listeners.append(
+                {
+                    "name": name,
+                    "address": description.address if description is not None else "",
+                    "queue": queue[0] if queue else None,
+                    "backlog": queue[1] if queue else None,
+                }
+            )
+        counters = self.gate.counters
+        return {
+            "service": self.name,
+            "pid": os.getpid(),
+            "since": self._since,
+            "state": self.state_word,
+            "generation": self.generation.number,
+            "path": self.path,
+            "listeners": listeners,
+            "counters": {name: getattr(counters, name) for name in counters.__slots__},
+            "last_upgrade": self.upgrader.last,
+        }
+
+    # --- signals and stop ---------------------------------------------------------------------------------
+
+    def _on_signal(self, name: str, action: str) -> None:
+        """In the main thread, between two instructions: only passes it on."""
+        if action == STOP:
+            self._ask_stop(name, by_signal=True)
+        else:
+            self.worker.post(lambda: self._signalled(name, action))
+
+    def _signalled(self, name: str, action: str) -> None:
+        try:
+            self.hooks.before(name)
+            if action == UPGRADE:
+                self.claim_turn()
+                self.upgrader.upgrade()
+        except HandoffError as error:
+            self.say(f"{name}: {error}")
+            return
+        self.hooks.after(name)
+
+    def _ask_stop(self, why: str, *, by_signal: bool = False) -> None:
+        verdict = self._stops.judge(by_signal=by_signal)
+        if verdict == StopRequests.FIRST:
+            self.upgrader.interrupt.set()
+            self.worker.post(lambda: self._stop(why, by_signal))
+        elif verdict == StopRequests.HURRY:
+            self._hurry.set()
+
+    def _stop(self, why: str, by_signal: bool) -> None:
+        try:
+            if by_signal:
+                self.hooks.before(why)
+            self.hooks.before("stop")
+        except HandoffError as error:
+            self._stops.forget()
+            self.upgrader.interrupt.clear()
+            self.say(f"stop ({why}) was vetoed: {error}")
+            return
+        if self.state_word not in (DRAINING, STOPPED):
+            self.say(f"stopping: {why}")
+            if self.endpoint is not None:
+                self.endpoint.why_not = "stopping"
+                self.endpoint.end_offer()
+            if self.owner:
+                self.notifier.stopping("draining")
+            self.gate.close()
+            self.finish("stop")
+        if by_signal:
+            self.hooks.after(why)
+        self.hooks.after("stop")
+
+    def finish(self, verdict: str) -> None:
+        """From here on this process drains: whoever waits for it is told."""
+        self.verdict = verdict
+        self._drain_began = time.monotonic()
+        self.become(DRAINING)
+        self._ended.set()
+
+    def become(self, word: str) -> None:
+        with self._lock:
+            self.state_word = word
+
+    def say(self, line: str) -> None:
+        self._log(f"{self.name}[{os.getpid()}]: {line}")
+
+    @staticmethod
+    def _to_stderr(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def forget_in_child(self) -> None:
+        """After fork, in the child, which is a worker of ours: it has neither our thread nor our duties."""
+        self._signals.forget_in_child()
+        self.worker.forget_in_child()
+        self.upgrader.interrupt.close()
+        self._hurry.close()
+        self._ended.close()
+
+
+def _unlink(sock: socket.socket) -> None:
+    """The name of a Unix listener goes with its last owner, if it is still this socket's."""
+    description = describe(sock.fileno()) if sock.fileno() >= 0 else None
+    if description is not None and description.address.startswith("unix:/"):
+        unlink_control(description.address[5:], sock)
+
+
+_services: list[Service] = []
+
+
+def _after_fork_in_child() -> None:
+    for service in _services:
+        service.forget_in_child()
+    _services.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,67 @@
+"""Starting the next generation of this very program: the command, the working directory and every symlink looked up afresh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from .system import environment
+from .system.process import Process, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Blocked from the exec until the successor has its handlers and says ready: any of these would end it before.
+BLOCKED = tuple(
+    number
+    for number in (
+        getattr(signal, name, None)
+        for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU", "SIGWINCH")
+    )
+    if number is not None
+)
+
+
+def logical_directory() -> str:
+    """The working directory as it was named, symlinks and all: ``$PWD`` where it means the same place. ``getcwd`` would name
+    the old release for ever."""
+    named = os.environ.get("PWD", "")
+    try:
+        if os.path.isabs(named) and os.path.samefile(named, "."):
+            return named
+    except OSError:
+        return os.getcwd()  # $PWD names what is gone or hidden from us
+    return os.getcwd()
+
+
+# At import, before the program may have changed it.
+START_DIRECTORY = logical_directory()
+
+
+def own_command() -> list[str]:
+    """How this program was started, interpreter and options first, to be looked up again."""
+    command = list(getattr(sys, "orig_argv", ())) or [sys.executable, *sys.argv]
+    if not os.path.dirname(command[0]) and shutil.which(command[0]) is None:
+        command[0] = sys.executable  # started by a name that is in nobody's PATH
+    return command
+
+
+def start(
+    command: Sequence[str],
+    *,
+    path: str,
+    generation: int,
+    directory: str,
+    extra: Mapping[str, str],
+) -> Process:
+    """Starts ``command`` as generation ``generation``, to take over at ``path``. ``extra``: variables meant for it alone."""
+    environ = dict(os.environ)
+    environment.strip(environ)
+    environ.update(extra)
+    environ[environment.PATH] = path
+    environ[environment.GENERATION] = str(generation)
+    environ["PWD"] = directory
+    return spawn(command, fds={0: 0, 1: 1, 2: 2}, env=environ, cwd=directory, blocked_signals=BLOCKED)

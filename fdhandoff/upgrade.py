@@ -1,0 +1,275 @@
+"""Handing a whole service over: to a successor that it starts itself, or to a stranger that comes for it.
+
+One at a time. The turn is claimed first, by whoever asks; the work is done in the service's own thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from . import registry
+from .control import refuse
+from .deadline import after, format_duration
+from .errors import (
+    OLD,
+    Aborted,
+    DeadlineExceeded,
+    HandoffError,
+    NotReady,
+    RolledBack,
+    SuccessorDied,
+)
+from .handoff import Handed, Handoff, Offering
+from .inventory import collect
+from .listener import Listener
+from .offer import internal_items
+from .successor import start
+from .system.channel import Woken, wait
+from .system.wake import Wake
+
+if TYPE_CHECKING:
+    from .conversation import Conversation
+    from .protocol.messages import Hello
+    from .service import Service
+    from .system.process import Process
+
+_NOTIFY_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
+
+
+class Upgrader:
+    """The old side of a ``Service``. ``last`` is the outcome of the newest attempt, for ``status``; ``handoff`` the
+    conversation with the new owner, once there is one."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.interrupt = Wake()
+        self.last: dict[str, Any] | None = None
+        self.handoff: Handoff | None = None
+        self._expected = 0
+        self._takers: deque[tuple[Conversation, Hello]] = deque()
+        self._taker_came = Wake()
+
+    def close(self) -> None:
+        if self.handoff is not None:
+            self.handoff.close()
+        for wake in (self.interrupt, self._taker_came):
+            wake.close()
+
+    # --- a successor that we start ----------------------------------------------------------------------------
+
+    def upgrade(self) -> Handed:
+        """In the service's thread, the turn claimed: start the next generation, hand over to it."""
+        service, began = self.service, time.monotonic()
+        number = service.generation.number + 1
+        child: Process | None = None
+        try:
+            service.hooks.before("upgrade")
+            service.notifier.reloading(f"starting generation {number}")
+            assert service.path is not None
+            self._expected = number
+            child = start(
+                service.command,
+                path=service.path,
+                generation=number,
+                directory=service.directory,
+                extra=service.for_successor,
+            )
+            service.say(f"generation {number} started (pid {child.pid})")
+            handed = self._hand_over(*self._await_taker(child), child)
+        except BaseException as error:
+            if child is not None:
+                _end(child)
+            self._failed(error, number, began)
+            raise
+        finally:
+            self._expected = 0
+        self._succeeded(handed, began)
+        service.hooks.after("upgrade")
+        child.close()
+        return handed
+
+    def _await_taker(self, child: Process) -> tuple[Conversation, Hello]:
+        """The child (or who it started) comes for the service: its conversation."""
+        timeout = self.service.ready_timeout
+        deadline = after(timeout)
+        proof = (child.pidfd,) if child.pidfd >= 0 else ()
+        while not self._takers:
+            until = deadline if proof else min(deadline, after(_LOOK_SECONDS))
+            try:
+                ready = wait((self._taker_came.fileno(), *proof), (), until, self.interrupt.fileno())
+            except DeadlineExceeded:
+                ready = set()
+            except Woken:
+                raise Aborted("the upgrade was stopped; this process serves on", serving=OLD) from None
+            if self._taker_came.fileno() in ready:
+                self._taker_came.clear()
+            elif not child.alive():
+                raise _died(child)
+            elif time.monotonic_ns() >= deadline:
+                raise NotReady(
+                    f"the new generation (pid {child.pid}) did not come for the service within "
+                    f"{format_duration(timeout)}; it was ended, and this process serves on",
+                    serving=OLD,
+                )
+        return self._takers.popleft()
+
+    # --- whoever comes (called in the control thread) -----------------------------------------------------------
+
+    def greet(self, conversation: Conversation, hello: Hello) -> None:
+        service = self.service
+        if self._expected:
+            if hello.generation == self._expected:
+                self._takers.append((conversation, hello))
+                self._taker_came.set()
+            else:
+                self._refuse(conversation, "an upgrade is under way, and this is not the process that it started")
+            return
+        try:
+            service.claim_turn()
+        except HandoffError as error:
+            self._refuse(conversation, str(error))
+            return
+        service.worker.post(lambda: self._serve_stranger(conversation, hello))
+
+    def _refuse(self, conversation: Conversation, reason: str) -> None:
+        if self.service.endpoint is not None:
+            self.service.endpoint.taker = None
+        refuse(conversation.channel, "in-progress", reason, os.getpid())
+        conversation.close()
+
+    def _serve_stranger(self, conversation: Conversation, hello: Hello) -> None:
+        began = time.monotonic()
+        number = self.service.generation.number + 1
+        try:
+            handed = self._hand_over(conversation, hello, None)
+        except Exception as error:
+            self._failed(error, number, began)
+            if not isinstance(error, HandoffError):
+                raise
+            return
+        self._succeeded(handed, began)
+
+    # --- the handover itself ------------------------------------------------------------------------------------
+
+    def _hand_over(self, conversation: Conversation, hello: Hello, child: Process | None) -> Handed:
+        service = self.service
+        conversation.wake_fd = self.interrupt.fileno()
+        handoff = Handoff(conversation, self._offering())
+        try:
+            service.hooks.before("offer")
+            handoff.offer(hello)
+            handoff.await_ready()
+            handoff.commit()
+            service.become("probation")
+            service.say(
+                f"{handoff.handed.generation} serves; this process stays for {format_duration(service.probation)}"
+            )
+            service.hooks.after("commit")
+            handoff.watch()
+        except BaseException as error:
+            if not conversation.session.final:
+                conversation.abort("failed", str(error))
+            handoff.close()
+            if not conversation.session.owns:
+                self._lose()
+            raise
+        self.handoff = handoff
+        self._lose()
+        self._name_main_process(handoff.handed, child)
+        return handoff.handed
+
+    def _offering(self) -> Offering:
+        service, endpoint = self.service, self.service.endpoint
+        assert endpoint is not None
+        offered = service.make_state()
+
+        def close_gate() -> bytes | None:
+            service.hooks.before("commit")
+            service.gate.close()
+            final = service.make_state()
+            return final if final != offered else None
+
+        listeners = [Listener(name, sock) for name, sock in service.held]
+        return Offering(
+            [*collect(listeners), *internal_items(endpoint, service.gate)],
+            generation=service.generation.number + 1,
+            state=offered,
+            ready_timeout=service.ready_timeout,
+            probation=service.probation,
+            strict=True,
+            close_gate=close_gate,
+            reopen_gate=service.gate.reopen,
+            release_control=lambda: registry.release(endpoint),
+            resume_control=lambda: registry.resume(endpoint),
+        )
+
+    def _lose(self) -> None:
+        """The service is somebody else's now."""
+        self.service.owner = False
+        if self.service.path is not None:
+            registry.forget(self.service.path)
+
+    def _name_main_process(self, handed: Handed, child: Process | None) -> None:
+        """Only our own child is in our unit. Told after probation: a main process that dies ends the unit, and with it whoever
+        could have taken the service back."""
+        notifier = self.service.notifier
+        if not notifier:
+            return
+        if child is None:
+            notifier.stopping(f"{handed.generation} serves, elsewhere")
+            return
+        same = child.pid == handed.peer.pid and child.pidfd >= 0
+        notifier.main_pid(handed.peer.pid, child.pidfd if same else None, ready=True)
+        notifier.barrier(after(_NOTIFY_SECONDS))
+
+    # --- the outcome --------------------------------------------------------------------------------------------
+
+    def _failed(self, error: BaseException, number: int, began: float) -> None:
+        service = self.service
+        rolled_back = isinstance(error, RolledBack)
+        self._note("rolled back" if rolled_back else "failed", str(error), number, began)
+        if service.owner:
+            service.become("serving")
+            service.offer_again()
+            if rolled_back:
+                service.take_back()
+            service.notifier.ready(f"generation {service.generation.number} serves")
+        else:
+            service.finish("handed over")
+        service.say(f"upgrade to generation {number} failed: {error}")
+
+    def _succeeded(self, handed: Handed, began: float) -> None:
+        self._note("done", "", handed.generation.number, began)
+        self.service.say(f"handed over to {handed.generation} in {format_duration(time.monotonic() - began)}")
+        self.service.finish("handed over")
+
+    def _note(self, result: str, reason: str, number: int, began: float) -> None:
+        self.last = {
+            "result": result,
+            "reason": reason,
+            "from": self.service.generation.number,
+            "to": number,
+            "seconds": time.monotonic() - began,
+        }
+
+
+def _died(child: Process) -> SuccessorDied:
+    ended = child.wait(after(1.0))
+    return SuccessorDied(
+        f"the new generation (pid {child.pid}) {ended or 'ended'} before it came for the service; this process serves on",
+        status=ended.status if ended is not None else None,
+        signal=ended.signal if ended is not None else None,
+    )
+
+
+def _end(child: Process) -> None:
+    """A successor that failed is ended at once (it never served, or no longer does), and reaped."""
+    if child.alive():
+        child.signal(signal.SIGKILL)
+    child.wait(after(10.0))
+    child.close()
