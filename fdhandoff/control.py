@@ -9,12 +9,14 @@ import os
 import selectors
 import sys
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .conversation import Conversation
 from .deadline import after, passed, remaining
-from .errors import DeadlineExceeded, HandoffError, PeerGone, ProtocolError
+from .errors import DeadlineExceeded, HandoffError, PeerGone, ProtocolError, SystemCallError
+from .listener import KIND_LISTENER
 from .protocol import frames
 from .protocol.messages import (
     VERSION_MAX,
@@ -29,13 +31,15 @@ from .protocol.messages import (
 from .protocol.session import Session, agree
 from .protocol.states import OWNER
 from .system.channel import Channel
-from .system.fds import close_all
+from .system.fds import close_all, listener_queue
 from .system.process import Peer, Process, peer, peer_process
 from .system.wake import Wake
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from .listener import Entry
 
     Greeter = Callable[[Conversation, Hello], None]
     Verb = Callable[[dict[str, Any], "Reply"], None]
@@ -107,26 +111,57 @@ class Endpoint:
         self.why_not = "starting"
         self.taker: Peer | None = None
         self.verbs: dict[str, Verb] = {"status": self._status}
+        # What status tells besides: since when this process answers here, what it offers (borrowed), how the last upgrade
+        # ended, and whatever else the owner knows.
+        self.since = time.time()
+        self.items: Sequence[tuple[Entry, int]] = ()
+        self.last_upgrade: dict[str, Any] | None = None
+        self.details: Callable[[], dict[str, Any]] = dict
 
-    def begin_offer(self, greeter: Greeter, allow_uids: frozenset[int] = frozenset()) -> None:
+    def begin_offer(
+        self,
+        greeter: Greeter,
+        allow_uids: frozenset[int] = frozenset(),
+        items: Sequence[tuple[Entry, int]] = (),
+    ) -> None:
         self.allow_uids |= allow_uids
         self.taker = None
+        self.items = items
         self.greeter = greeter
 
     def end_offer(self) -> None:
         self.greeter = None
+        self.items = ()
         self.taker = None
 
+    def note(self, result: str, reason: str, to: int, began: float) -> None:
+        """How an upgrade to generation ``to``, begun at ``time.monotonic()`` ``began``, ended: for status."""
+        self.last_upgrade = {
+            "result": result,
+            "reason": reason,
+            "from": to - 1,
+            "to": to,
+            "seconds": time.monotonic() - began,
+            "at": time.time(),
+        }
+
     def _status(self, _: dict[str, Any], reply: Reply) -> None:
-        word = "handing over" if self.taker else "offering" if self.greeter else self.why_not
+        """Its schema is in docs/reference/cli.md: keys are only ever added."""
+        taker = self.taker
+        word = "handing over" if taker else "offering" if self.greeter else self.why_not
         reply.done(
             {
                 "master": None,
                 "pid": os.getpid(),
+                "uid": os.geteuid(),
+                "since": self.since,
                 "state": word,
-                "generation": self.generation,
+                "generation": max(self.generation, 1),
                 "path": self.path,
-                "taker": self.taker.pid if self.taker else None,
+                "taker": taker.pid if taker else None,
+                "listeners": [_listening(entry, fd) for entry, fd in self.items if entry.kind == KIND_LISTENER],
+                "last_upgrade": self.last_upgrade,
+                **self.details(),
             }
         )
 
@@ -180,6 +215,19 @@ class Endpoint:
             verb(body, reply)
         except HandoffError as error:
             reply.fail("refused", str(error), serving=error.serving)
+
+
+def _listening(entry: Entry, fd: int) -> dict[str, Any]:
+    try:
+        queue = listener_queue(fd)
+    except SystemCallError:
+        queue = None  # closed meanwhile: the offer has just ended
+    return {
+        "name": entry.name,
+        "address": entry.address,
+        "queue": queue[0] if queue else None,
+        "backlog": queue[1] if queue else None,
+    }
 
 
 def identify(channel: Channel, guest: Peer, fds: list[int]) -> Process | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-import queue
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from . import registry
-from .deadline import after, remaining
-from .errors import OLD, DeadlineExceeded, InProgress
+from .control import refuse
+from .deadline import after
+from .errors import OLD, Aborted, DeadlineExceeded, HandoffError, InProgress, RolledBack
 from .handoff import Handed, Handoff, Offering
 from .inventory import collect, entry_of
 from .listener import KIND_CONTROL, KIND_COUNTERS
+from .system.channel import Woken, wait
+from .system.wake import Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -41,6 +45,8 @@ def send(
     allow_uids: Iterable[int] = (),
     mode: int = 0o600,
     group: int | str | None = None,
+    keep_path: bool = False,
+    wake_fd: int = -1,
     on_step: Callable[[str, str, str], object] | None = None,
 ) -> Handed:
     """Offers ``listeners`` at ``sock_path`` and blocks until a successor has them, is ready, and serves. Returns who took them.
@@ -55,32 +61,31 @@ def send(
     moment. ``on_commit()`` is called at the same point: stop accepting, and return the final state, or ``None``. Without
     either, both sides accept from the commit until this returns and the caller stops.
 
-    ``allow_uids``, ``mode``, ``group`` open the path to other users on purpose. ``on_step(before, step, after)`` is called after
-    every step of the protocol.
+    ``allow_uids``, ``mode``, ``group`` open the path to other users on purpose. ``keep_path``: the path is not handed over, so
+    that a holder can go on offering at it; whoever takes then answers nowhere. ``wake_fd``: a (borrowed) descriptor; when it
+    becomes readable the offer is withdrawn with ``Aborted``, and after the commit probation ends early. ``on_step(before, step,
+    after)`` is called after every step of the protocol.
 
     Every exception has ``.serving``: ``"old"`` means that the caller still serves. After ``DeadlineExceeded`` (no taker
-    came), ``NotReady``, ``SuccessorDied``, ``PeerGone``, ``PeerAborted``, ``VersionMismatch`` and ``RolledBack`` call again to
-    offer again. ``Unconfirmed``: the taker owns the service but hangs. ``InProgress``, ``PathInUse``, ``PathError``,
-    ``ListenerError``: nothing was begun.
+    came), ``NotReady``, ``SuccessorDied``, ``PeerGone``, ``PeerAborted``, ``Aborted``, ``VersionMismatch`` and ``RolledBack``
+    call again to offer again. ``Unconfirmed``: the taker owns the service but hangs. ``InProgress``, ``PathInUse``,
+    ``PathError``, ``ListenerError``: nothing was begun.
     """
     path = os.fspath(sock_path)
     items = collect(listeners)
     endpoint = registry.obtain(path, mode=mode, group=group)
-    arrivals: queue.SimpleQueue[tuple[Conversation, Hello]] = queue.SimpleQueue()
     if endpoint.greeter is not None:
         raise InProgress(f"this process offers its listeners at {path} already, in another thread")
-    endpoint.begin_offer(lambda conversation, hello: arrivals.put((conversation, hello)), frozenset(allow_uids))
+    hall = _Hall()
+    endpoint.begin_offer(hall.greet, frozenset(allow_uids), items)
     try:
-        try:
-            conversation, hello = arrivals.get(timeout=remaining(after(timeout)))
-        except queue.Empty:
-            raise DeadlineExceeded(
-                f"no taker came to {path} within {timeout:g} s; this process serves on", serving=OLD
-            ) from None
+        conversation, hello = hall.wait(path, timeout, wake_fd)
         conversation.session.observe(on_step)
+        conversation.wake_fd = wake_fd
+        number = max(endpoint.generation, 1) + 1
         offering = Offering(
-            [*items, *internal_items(endpoint, gate)],
-            generation=max(endpoint.generation, 1) + 1,
+            [*items, *internal_items(None if keep_path else endpoint, gate)],
+            generation=number,
             state=state,
             ready_timeout=ready_timeout,
             serving_timeout=serving_timeout,
@@ -88,25 +93,77 @@ def send(
             strict=gate is not None or on_commit is not None,
             close_gate=lambda: _close(gate, on_commit),
             reopen_gate=lambda: gate.reopen() if gate is not None else None,
-            release_control=lambda: registry.release(endpoint),
-            resume_control=lambda: registry.resume(endpoint),
+            release_control=lambda: None if keep_path else registry.release(endpoint),
+            resume_control=lambda: None if keep_path else registry.resume(endpoint),
         )
         handoff = Handoff(conversation, offering)
+        began = time.monotonic()
         try:
             handed = handoff.run(hello)
+        except HandoffError as error:
+            endpoint.note("rolled back" if isinstance(error, RolledBack) else "failed", str(error), number, began)
+            raise
         finally:
             handoff.close()
             if not conversation.session.owns:
-                registry.forget(path)
+                if keep_path:
+                    endpoint.generation = number
+                else:
+                    registry.forget(path)
+        endpoint.note("done", "", number, began)
         return handed
     finally:
         endpoint.end_offer()
+        hall.close()
 
 
-def internal_items(endpoint: Endpoint, gate: Gate | None) -> list[tuple[Entry, int]]:
-    """What travels beside the application's items: the handoff path's own listener, and the gate's live counters."""
-    control = endpoint.socket.fileno()
-    items = [(entry_of(CONTROL_NAME, control, KIND_CONTROL), control)]
+class _Hall:
+    """Where the taker that the control thread let in waits for the thread that offers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._came = Wake()
+        self._guests: list[tuple[Conversation, Hello]] | None = []
+
+    def greet(self, conversation: Conversation, hello: Hello) -> None:
+        with self._lock:
+            if self._guests is not None:
+                self._guests.append((conversation, hello))
+                self._came.set()
+                return
+        # The offer ended while this one came in: it tries again.
+        refuse(conversation.channel, "starting", "the offer was withdrawn at this moment", os.getpid())
+        conversation.close()
+
+    def wait(self, path: str, timeout: float | None, wake_fd: int) -> tuple[Conversation, Hello]:
+        try:
+            wait((self._came.fileno(),), (), after(timeout), wake_fd)
+        except DeadlineExceeded:
+            raise DeadlineExceeded(
+                f"no taker came to {path} within {timeout:g} s; this process serves on", serving=OLD
+            ) from None
+        except Woken:
+            raise Aborted(f"the offer at {path} was withdrawn; this process serves on", serving=OLD) from None
+        with self._lock:
+            assert self._guests
+            return self._guests.pop()
+
+    def close(self) -> None:
+        with self._lock:
+            guests, self._guests = self._guests or [], None
+            self._came.close()
+        for conversation, _ in guests:
+            refuse(conversation.channel, "starting", "the offer was withdrawn at this moment", os.getpid())
+            conversation.close()
+
+
+def internal_items(endpoint: Endpoint | None, gate: Gate | None) -> list[tuple[Entry, int]]:
+    """What travels beside the application's items: the handoff path's own listener (unless the path stays with us), and the
+    gate's live counters."""
+    items: list[tuple[Entry, int]] = []
+    if endpoint is not None:
+        control = endpoint.socket.fileno()
+        items.append((entry_of(CONTROL_NAME, control, KIND_CONTROL), control))
     if gate is not None:
         items.append((entry_of(COUNTERS_NAME, gate.memory_fd, KIND_COUNTERS), gate.memory_fd))
     return items
