@@ -190,7 +190,7 @@ class Handoff:
                 )
             self._send_items(deadline)
             self._send_state(offering.state, deadline)
-            while conversation.session.state != "OFFERED":
+            while conversation.session.state == "OFFERING":
                 self._hear(None, deadline)
 
     def await_ready(self) -> None:
@@ -379,12 +379,13 @@ class _BeforeCommit:
         handoff, conversation = self._handoff, self._handoff.conversation
         session = conversation.session
         translated = self._translate(error)
-        session.happen("unsent")
         if not session.final:
             conversation.abort(_code(error), str(translated or error))
         if not session.final:
             session.happen("bad")
-        handoff._undo()
+        if session.owns:
+            # Not after an exception from outside (a signal handler's) just behind the commit: it may have gone out.
+            handoff._undo()
         if translated is not None:
             raise translated from error
 
