@@ -278,12 +278,23 @@ class Handoff:
     # --- pieces ---------------------------------------------------------------------------------------------
 
     def _tell(self, message: Message) -> None:
-        if not self.conversation.session.may_say(type(message)):
+        session = self.conversation.session
+        if not session.may_say(type(message)):
             return
         try:
+            if session.state == "DRAINING":
+                self._refuse_late_abort()
             self.conversation.say(message, deadline=after(1.0))
         except (PeerGone, DeadlineExceeded, Woken):
             return  # nobody depends on it: the new side sees our end, too
+
+    def _refuse_late_abort(self) -> None:
+        """The listeners are closed here: who would give the service back after probation is told that it keeps it."""
+        for message, fds in self.conversation.last_words():
+            close_all(fds)
+            if isinstance(message, Abort):
+                refusal = Refused(code="too-late", reason="probation is over", pid=os.getpid())
+                self.conversation.say(refusal, deadline=after(1.0))
 
     def _send_items(self, deadline: int) -> None:
         conversation, items = self.conversation, self.offering.items
@@ -339,6 +350,13 @@ class Handoff:
 
     def _check_rollback(self) -> None:
         conversation = self.conversation
+        if conversation.session.state == "RECLAIMING":
+            # The new side waits for this word and accepts nothing; without it it would think that it still owns.
+            data = conversation.session.say(Abort(code="taken-back"))
+            try:
+                conversation.channel.send([(data, 0)])
+            except PeerGone:
+                pass  # it gave up before it ever owned, and holds nothing
         if conversation.session.state != "TAKEN_BACK":
             return
         self._undo()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import registry
 from .conversation import Conversation, Gone
-from .deadline import after, passed
+from .deadline import FOREVER, after, passed
 from .errors import (
     NEW,
     OLD,
@@ -394,8 +394,13 @@ class Takeover:
             try:
                 message, fds = self._conversation.hear(deadline)
             except Gone as gone:
+                self._conversation.session.happen("death" if gone.proved else "eof")
                 if gone.proved:
                     return True
+                continue
+            except ProtocolError:
+                self._conversation.session.happen("bad")
+                self._conversation.deafen()
                 continue
             except (DeadlineExceeded, Woken):
                 return False
@@ -408,13 +413,42 @@ class Takeover:
         return self._conversation.channel.fileno()
 
     def abort(self, reason: str = "") -> None:
-        """Gives up, also from another thread: a ``ready()`` that waits raises ``Aborted``. The old side serves on. Once the
-        service is ours it gives it back: stop accepting before. Nothing happens when it has ended already."""
+        """Gives up, also from another thread: a ``ready()`` that waits raises ``Aborted``. The old side serves on. Nothing
+        happens when it has ended already.
+
+        Once the service is ours it gives it back, which only works in the old side's probation: stop accepting before, and
+        accept again if this raises ``PeerGone`` with ``.serving == "new"``: the old side can't take it, it stays ours."""
         self._wake.set()
         with self._lock:
-            if not self._closed:
-                self._conversation.wake_fd = -1
+            if self._closed:
+                return
+            self._conversation.wake_fd = -1
+            if self._conversation.session.owns:
+                self._give_back(reason)
+            else:
                 self._fail(Aborted(reason or "the new side gave up", serving=OLD))
+
+    def _give_back(self, reason: str) -> None:
+        """Nothing is let go before the old side has said that it has the service."""
+        conversation = self._conversation
+        session = conversation.session
+        if session.may_say(Abort):
+            data = session.say(Abort(code="given-back", reason=reason))
+            try:
+                conversation.channel.send([(data, 0)])
+            except PeerGone:
+                session.happen("unsent")
+        while session.state == "GIVING_BACK":
+            try:
+                _, fds = conversation.hear(FOREVER)
+                close_all(fds)
+            except Gone as gone:
+                session.happen("death" if gone.proved else "eof")
+            except ProtocolError:
+                session.happen("bad")
+        if session.owns:
+            raise PeerGone(f"{self.peer} can't take the service back any more: this process owns it", serving=NEW)
+        self.close()
 
     def close(self) -> None:
         """Ends the conversation. Before the commit everything that came is closed; afterwards it is the application's."""

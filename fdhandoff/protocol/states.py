@@ -6,7 +6,8 @@ An input is ``say X`` (this side sends message X), ``got X`` (X arrived), or an 
 - ``eof``: the peer hung up, or the stream broke, and it is *not* proved dead;
 - ``deadline``: the time that this state may last is over;
 - ``bad``: the peer sent what the protocol does not allow here;
-- ``unsent``: the commit could not be put into the channel (the peer had closed its end), so nobody can have read it;
+- ``unsent``: the commit, or the word that gives the service back, could not be put into the channel (the peer had
+  closed its end), so nobody can have read it;
 - ``over``: probation has ended (the old side's clock).
 
 ``OWNS`` says in which states a side may accept. No pair of states that the two sides can be in at once has both; that, and
@@ -40,14 +41,17 @@ OWNER_TABLE: Final[dict[str, dict[str, str]]] = {
     "CLOSING": {**_FAIL_OLD, "say STATE": "CLOSING", "say COMMIT": "COMMITTED"},
     # Commit was sent. A hung-up or mad peer is no proof: it may have read the commit and serve. Only its own word that it
     # did not (ABORT) or its proved death gives the service back.
-    "COMMITTED": {"got SERVING": "PROBATION", "got ABORT": "TAKEN_BACK", "death": "TAKEN_BACK",
+    "COMMITTED": {"got SERVING": "PROBATION", "got ABORT": "RECLAIMING", "death": "TAKEN_BACK",
                   "unsent": "ABORTED", "eof": "COMMITTED", "deadline": "COMMITTED", "bad": "COMMITTED"},
     "PROBATION": {"say ITEMS": "PROBATION", "got ACK": "PROBATION", "say PROGRESS": "PROBATION",
-                  "got ABORT": "TAKEN_BACK", "death": "TAKEN_BACK", "eof": "PROBATION", "bad": "PROBATION",
+                  "got ABORT": "RECLAIMING", "death": "TAKEN_BACK", "eof": "PROBATION", "bad": "PROBATION",
                   "over": "DRAINING"},
-    # The listeners are closed here; what is inside finishes.
-    "DRAINING": {"say ITEMS": "DRAINING", "got ACK": "DRAINING", "say PROGRESS": "DRAINING", "eof": "DRAINING",
-                 "death": "DRAINING", "bad": "DRAINING", "say DRAINED": "DONE", "deadline": "DONE"},
+    # The new side does not accept and asks us to; it waits for our word. If it no longer listens it holds nothing.
+    "RECLAIMING": {"say ABORT": "TAKEN_BACK", "unsent": "TAKEN_BACK", "death": "TAKEN_BACK"},
+    # The listeners are closed here; what is inside finishes. A new side that would give the service back is too late.
+    "DRAINING": {"say ITEMS": "DRAINING", "got ACK": "DRAINING", "say PROGRESS": "DRAINING", "got ABORT": "DRAINING",
+                 "say REFUSED": "DRAINING", "eof": "DRAINING", "death": "DRAINING", "bad": "DRAINING",
+                 "say DRAINED": "DONE", "deadline": "DONE"},
     "REFUSED": {},
     "ABORTED": {},
     "TAKEN_BACK": {},
@@ -62,10 +66,15 @@ TAKER_TABLE: Final[dict[str, dict[str, str]]] = {
     "TAKEN": {**_FAIL_NEW, "say READY": "WAITING", "death": "ORPHANED"},
     # An owner that lives and hung up without a commit has not committed: it serves.
     "WAITING": {**_FAIL_NEW, "got STATE": "WAITING", "got COMMIT": "OWNING", "death": "ORPHANED"},
-    "OWNING": {"say SERVING": "SERVING", "say ABORT": "GAVE_BACK", "eof": "OWNING", "death": "OWNING",
+    "OWNING": {"say SERVING": "SERVING", "say ABORT": "GIVING_BACK", "eof": "OWNING", "death": "OWNING",
                "bad": "OWNING", "deadline": "OWNING"},
     "SERVING": {"got ITEMS": "SERVING", "say ACK": "SERVING", "got PROGRESS": "SERVING", "got DRAINED": "COMPLETE",
-                "say ABORT": "GAVE_BACK", "eof": "COMPLETE", "death": "COMPLETE", "bad": "COMPLETE"},
+                "say ABORT": "GIVING_BACK", "eof": "COMPLETE", "death": "COMPLETE", "bad": "COMPLETE"},
+    # We accept nothing and hold everything until the old side has said that it is the owner again. If it can't say so any
+    # more, it has not taken the service back: it is ours.
+    "GIVING_BACK": {"got ABORT": "GAVE_BACK", "got REFUSED": "COMPLETE", "got DRAINED": "COMPLETE",
+                    "got ITEMS": "GIVING_BACK", "got PROGRESS": "GIVING_BACK", "unsent": "COMPLETE", "eof": "COMPLETE",
+                    "death": "COMPLETE", "bad": "COMPLETE", "deadline": "GIVING_BACK"},
     "REFUSED": {},
     "FAILED": {},
     "ORPHANED": {},
