@@ -32,7 +32,7 @@ FIRST_FD = 3
 
 _LISTEN = (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID)
 #: What is meant for one process. ``FDHANDOFF_RUNTIME_DIR`` is not among them: it is a setting, like ``TMPDIR``.
-FOR_ONE_PROCESS = (*_LISTEN, PATH, GENERATION, "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "MAINPID")
+FOR_ONE_PROCESS = (*_LISTEN, PATH, GENERATION, "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE", "MAINPID")
 
 
 def take(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, int]]:
