@@ -214,6 +214,7 @@ class Takeover:
         self._conversation = conversation
         self._wake = wake
         self._control: socket.socket | None = None
+        self._listening_pid = 0
         self._lock = threading.Lock()
         self._closed = False
 
@@ -289,6 +290,7 @@ class Takeover:
                     self.connections.append(Connection(entry.name, socket_from_fd(fds[-1]), entry.state))
                 elif entry.kind == KIND_CONTROL and self._control is None:
                     self._control = socket_from_fd(fds[-1])
+                    self._listening_pid = peer(self._control).pid
                 elif entry.kind == KIND_COUNTERS and self.counters_fd < 0:
                     self.counters_fd = fds[-1]
                 elif entry.kind == KIND_FILE and entry.name not in self.files:
@@ -362,11 +364,19 @@ class Takeover:
         if session.state == "OWNING":
             return
         if (isinstance(gone, Gone) and gone.proved) or conversation.prove():
+            if self._superseded():
+                session.happen("eof")
+                raise PeerGone(f"{self.peer} gave us up, handed over to another process, and ended", serving=UNKNOWN)
             session.happen("death")
             self.orphaned = True
             return
         session.happen("eof")
         raise PeerGone(f"{self.peer} hung up without a commit and lives; it serves on", serving=OLD)
+
+    def _superseded(self) -> bool:
+        """Whether somebody became the owner behind our back. Each owner calls ``listen`` on the path's socket when it becomes
+        it, and a listening socket's own SO_PEERCRED is who did so last."""
+        return self._control is not None and peer(self._control).pid != self._listening_pid
 
     def _own(self) -> None:
         """The service is ours: the path too. What follows must not fail the caller: nobody else serves."""
