@@ -222,18 +222,18 @@ class Takeover:
 
     def _take(self, deadline: int, require: frozenset[str], generation: int) -> None:
         conversation = self._conversation
+        hello = Hello(
+            min_version=VERSION_MIN,
+            max_version=VERSION_MAX,
+            pid=os.getpid(),
+            software=SOFTWARE,
+            generation=generation,
+        )
         with closing(Process.from_pid(os.getpid())) as own:
-            conversation.say(
-                Hello(
-                    min_version=VERSION_MIN,
-                    max_version=VERSION_MAX,
-                    pid=os.getpid(),
-                    software=SOFTWARE,
-                    generation=generation,
-                ),
-                [own.pidfd] if own.pidfd >= 0 else [],
-                deadline=deadline,
-            )
+            try:
+                conversation.say(hello, [own.pidfd] if own.pidfd >= 0 else [], deadline=deadline)
+            except PeerGone:
+                pass  # what it said before it hung up is heard next
         answer, fds = conversation.hear(deadline)
         if isinstance(answer, Refused):
             raise _refusal(answer, self.path)
