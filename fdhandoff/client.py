@@ -69,7 +69,10 @@ def ask(
             verb=verb,
             body=json.dumps(body or {}).encode(),
         )
-        channel.send([(frames.encode(request), 0)], (), deadline)
+        try:
+            channel.send([(frames.encode(request), 0)], (), deadline)
+        except PeerGone:
+            pass  # it refused before it heard the question: the reason lies in the channel
         return _listen(channel, decoder, path, verb, deadline, on_event)
     except DeadlineExceeded as error:
         raise DeadlineExceeded(f"the owner at {path} did not answer {verb!r} in time", serving=UNKNOWN) from error
