@@ -437,7 +437,10 @@ class Loop:
             refuse(channel, "internal", "the owner failed to answer; its error output says why", 0)
 
     def _serve(self, guest: _Guest, channel: Channel, message: Message, own: list[int]) -> None:
-        if isinstance(message, Hello) and not guest.decoder.mid_frame:
+        if guest.decoder.mid_frame or guest.decoder.pending_fds:
+            close_all(own)
+            refuse(channel, "protocol", "more came than the first message, which must be answered before the next", 0)
+        elif isinstance(message, Hello):
             guest.endpoint.greet(channel, guest.peer, message, own)
         elif isinstance(message, Request) and not own:
             guest.endpoint.answer(channel, guest.peer, message)
