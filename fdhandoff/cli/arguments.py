@@ -1,0 +1,104 @@
+"""What verbs have in common on the command line: how it is read, and what is said of a mistake in it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, NoReturn
+
+from ..deadline import parse_duration
+from .outcome import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose mistakes are one sentence each and never end the process by themselves."""
+
+    def __init__(self, program: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=program,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # an option that is added later must not change what an old script says
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help explains it)")
+
+
+def _type(read: Callable[[str], object]) -> Callable[[str], object]:
+    """argparse shows only the messages of its own kind of error."""
+
+    def checked(text: str) -> object:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+duration = _type(parse_duration)
+
+
+@_type
+def octal_mode(text: str) -> int:
+    if not text or not set(text) <= set("01234567") or int(text, 8) > 0o777:
+        raise ValueError(f"{text!r} is no mode: say an octal number such as 0660")
+    return int(text, 8)
+
+
+@_type
+def uid(text: str) -> int:
+    """A user's number, or name."""
+    if text.isascii() and text.isdigit():
+        if int(text) >= 2**32 - 1:
+            raise ValueError(f"{text} is no user's number")
+        return int(text)
+    import pwd
+
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError:
+        raise ValueError(f"there is no user {text!r}") from None
+
+
+def add_path(parser: Parser) -> None:
+    parser.add_argument("path", metavar="PATH", nargs="?", help="the handoff path, a Unix socket")
+    parser.add_argument("--name", help="the service's name, whose path lies in the runtime directory, instead of PATH")
+
+
+def add_json(parser: Parser, help: str = "print JSON (schema 1; keys are only ever added)") -> None:
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+def add_users(parser: Parser, whom: str) -> None:
+    parser.add_argument(
+        "--allow-uid", metavar="UID", type=uid, action="append", default=[], help=f"{whom}; may be repeated"
+    )
+
+
+def add_socket(parser: Parser) -> None:
+    parser.add_argument(
+        "--socket-mode", metavar="MODE", type=octal_mode, default=0o600, help="permissions of the handoff path (0600)"
+    )
+    parser.add_argument("--socket-group", metavar="GROUP", help="group of the handoff path (ours)")
+
+
+def chosen_path(options: argparse.Namespace, *, create: bool) -> str:
+    """The handoff path that ``PATH`` or ``--name`` says; ``create`` makes the runtime directory."""
+    if (options.path is None) == (options.name is None):
+        raise UsageError("say either a handoff PATH or --name NAME")
+    if options.path is not None:
+        if not options.path:
+            raise UsageError("the handoff PATH is empty: name a file")
+        return str(options.path)
+    from ..system.paths import default_path
+
+    try:
+        return default_path(options.name, os.environ, create=create)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
