@@ -166,7 +166,7 @@ def test_a_full_queue_is_waited_for_until_the_deadline(listener: NotifyListener)
             sent += 1
     waiting = threading.Thread(target=notifier.send, args=("LAST=1",))
     waiting.start()
-    found = []
+    found: list[dict[str, str]] = []
     while len(found) < sent + 1:
         readable(listener)
         found += heard(listener)
@@ -210,7 +210,7 @@ def test_a_barrier_is_acknowledged_after_what_came_before(listener: NotifyListen
 
     speaker = threading.Thread(target=speak)
     speaker.start()
-    seen = []
+    seen: list[dict[str, str]] = []
     while len(seen) < 2:
         readable(listener)
         for message in listener.receive():

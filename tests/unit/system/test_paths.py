@@ -202,7 +202,7 @@ def test_an_owner_with_a_full_queue_is_alive(place: Path) -> None:
 
 
 def fill(path: Path) -> list[socket.socket]:
-    waiting = []
+    waiting: list[socket.socket] = []
     while True:
         sock = socket.socket(socket.AF_UNIX)
         sock.setblocking(False)
