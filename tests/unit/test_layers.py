@@ -25,10 +25,10 @@ MODULES = sorted(
 
 
 def floor(room: str) -> int:
-    """The floor of a module or folder at the package's top."""
+    """The floor of a module or folder at the package's top; ``python -m`` comes in through the roof."""
     if room in WORDS:
         return 0
-    return {"protocol": 1, "system": 2}.get(room, 4 if room in FACES else 3)
+    return {"protocol": 1, "system": 2, "__main__": 5}.get(room, 4 if room in FACES else 3)
 
 
 def imports(module: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -59,7 +59,7 @@ def test_imports_only_go_down(module: tuple[str, ...]) -> None:
             continue
         assert floor(there) <= floor(here), f"{where}: {here} (floor {floor(here)}) looks up to {'.'.join(target)}"
         assert {here, there} != {"protocol", "system"}, f"{where}: the protocol and the system do not know each other"
-        assert here == there or floor(here) < 4 or floor(there) < 4, f"{where}: faces do not know each other"
+        assert here == there or floor(here) != 4 or floor(there) != 4, f"{where}: faces do not know each other"
 
 
 def test_the_house_has_rooms() -> None:
