@@ -25,6 +25,7 @@ from .errors import (
     PeerRefused,
     PeerUntrusted,
     ProtocolError,
+    SystemCallError,
     VersionMismatch,
 )
 from .generation import Generation
@@ -290,7 +291,7 @@ class Takeover:
                     self.connections.append(Connection(entry.name, socket_from_fd(fds[-1]), entry.state))
                 elif entry.kind == KIND_CONTROL and self._control is None:
                     self._control = socket_from_fd(fds[-1])
-                    self._listening_pid = peer(self._control).pid
+                    self._listening_pid = _listening_pid(self._control)
                 elif entry.kind == KIND_COUNTERS and self.counters_fd < 0:
                     self.counters_fd = fds[-1]
                 elif entry.kind == KIND_FILE and entry.name not in self.files:
@@ -376,7 +377,7 @@ class Takeover:
     def _superseded(self) -> bool:
         """Whether somebody became the owner behind our back. Each owner calls ``listen`` on the path's socket when it becomes
         it, and a listening socket's own SO_PEERCRED is who did so last."""
-        return self._control is not None and peer(self._control).pid != self._listening_pid
+        return self._control is not None and _listening_pid(self._control) != self._listening_pid
 
     def _own(self) -> None:
         """The service is ours: the path too. What follows must not fail the caller: nobody else serves."""
@@ -456,6 +457,7 @@ class Takeover:
                 session.happen("death" if gone.proved else "eof")
             except ProtocolError:
                 session.happen("bad")
+                conversation.deafen()
         if session.owns:
             raise PeerGone(f"{self.peer} can't take the service back any more: this process owns it", serving=NEW)
         self.close()
@@ -508,6 +510,13 @@ class Takeover:
 
     def __repr__(self) -> str:
         return f"<Takeover of {self.path} from {self.peer}: {self._conversation.session.state}>"
+
+
+def _listening_pid(sock: socket.socket) -> int:
+    try:
+        return peer(sock).pid
+    except SystemCallError:
+        return 0  # this system tells it of connected sockets only
 
 
 def _refusal(refused: Refused, path: str) -> PeerRefused:

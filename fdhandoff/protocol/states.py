@@ -71,10 +71,10 @@ TAKER_TABLE: Final[dict[str, dict[str, str]]] = {
     "SERVING": {"got ITEMS": "SERVING", "say ACK": "SERVING", "got PROGRESS": "SERVING", "got DRAINED": "COMPLETE",
                 "say ABORT": "GIVING_BACK", "eof": "COMPLETE", "death": "COMPLETE", "bad": "COMPLETE"},
     # We accept nothing and hold everything until the old side has said that it is the owner again. If it can't say so any
-    # more, it has not taken the service back: it is ours.
+    # more, it has not taken the service back: it is ours. Nonsense may have been that very word.
     "GIVING_BACK": {"got ABORT": "GAVE_BACK", "got REFUSED": "COMPLETE", "got DRAINED": "COMPLETE",
                     "got ITEMS": "GIVING_BACK", "got PROGRESS": "GIVING_BACK", "unsent": "COMPLETE", "eof": "COMPLETE",
-                    "death": "COMPLETE", "bad": "COMPLETE", "deadline": "GIVING_BACK"},
+                    "death": "COMPLETE", "bad": "GIVING_BACK", "deadline": "GIVING_BACK"},
     "REFUSED": {},
     "FAILED": {},
     "ORPHANED": {},
