@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from socket import SO_ACCEPTCONN, SOL_SOCKET
 from typing import TYPE_CHECKING, Any
 
 from . import registry
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from .connection import CountedSocket
     from .control import Endpoint, Reply
     from .handoff import Handed
     from .hooks import Hook
@@ -63,6 +65,8 @@ DRAINING = "draining"
 STOPPED = "stopped"
 
 REPORT_SECONDS = 1.0
+# How often who serves looks whether a closed gate was opened again: that is, after a rollback.
+REOPEN_SECONDS = 0.05
 
 
 class DrainReport:
@@ -327,7 +331,58 @@ class Service:
         if self._takeover is not None:
             self._takeover.abort("the service's start was cancelled")
 
+    # --- serving --------------------------------------------------------------------------------------------
+
+    def serve(
+        self,
+        handler: Callable[[CountedSocket, Any], object],
+        listeners: Iterable[socket.socket] | None = None,
+        **options: Any,
+    ) -> str:
+        """Accepts from ``listeners`` (default: every stream listener of this service) through the gate and calls
+        ``handler(connection, listener)`` for each, until this process shall end; returns why, as ``wait`` does. After a
+        rollback it goes on. Several threads may serve. ``options`` as for ``AcceptLoop``."""
+        from .accept import AcceptLoop
+
+        with AcceptLoop(self._accepting(listeners), self.gate, handler, **options) as loop:
+            while self.state_word not in (DRAINING, STOPPED):
+                loop.run()
+                while self.gate.closed:
+                    if self.wait(REOPEN_SECONDS):
+                        return self.verdict
+        return self.verdict
+
+    async def serve_async(
+        self,
+        handler: Callable[[CountedSocket, Any], object],
+        listeners: Iterable[socket.socket] | None = None,
+        **options: Any,
+    ) -> str:
+        """``serve()`` for asyncio: the handler may be a coroutine function, and runs as a task then."""
+        import asyncio
+
+        from .accept import AcceptLoop
+
+        with AcceptLoop(self._accepting(listeners), self.gate, handler, **options) as loop:
+            while self.state_word not in (DRAINING, STOPPED):
+                await loop.run_async()
+                while self.gate.closed and self.state_word not in (DRAINING, STOPPED):
+                    await asyncio.sleep(REOPEN_SECONDS)
+        return self.verdict
+
+    def _accepting(self, listeners: Iterable[socket.socket] | None) -> list[socket.socket]:
+        if not self.owner:
+            raise UpgradeError("accept only after ready(): until then another generation may", serving=OLD)
+        if listeners is not None:
+            return list(listeners)
+        return [sock for _, sock in self.held if sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)]
+
     # --- waiting and ending ---------------------------------------------------------------------------------
+
+    @property
+    def draining(self) -> bool:
+        """Whether this process shall end: say so in what it still answers (``Connection: close``)."""
+        return self.state_word == DRAINING
 
     def fileno(self) -> int:
         """Readable once this process shall drain and end: for any event loop. See ``wait``."""
