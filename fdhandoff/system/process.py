@@ -107,8 +107,8 @@ class Process:
 
     @classmethod
     def from_pid(cls, pid: int, started: int = 0) -> Process:
-        """The process that has the number ``pid`` now, and, when ``started`` is given, started then.
-        ``SystemCallError`` (ESRCH) when there is none, or another has the number meanwhile.
+        """The process that has the number ``pid`` now, and, when ``started`` is given, started then. It may have ended,
+        if nobody has reaped it. ``SystemCallError`` (ESRCH) when there is none, or another has the number meanwhile.
         """
         doing = f"looking for process {pid}"
         if pid <= 0:
@@ -118,8 +118,8 @@ class Process:
         if result != -errno.ENOSYS:
             check("pidfd_open", result, doing)
         process = cls(pid, start_time(pid), pidfd[0])
-        # In this order: who is alive after its start time was read had the number while it was read.
-        if not process.alive() or (started and process.started and started != process.started):
+        # In this order: who is not reaped after its start time was read had the number while it was read.
+        if process._reaped() or (started and process.started and started != process.started):
             process.close()
             raise SystemCallError("pidfd_open", errno.ESRCH, doing=doing)
         return process
@@ -198,6 +198,11 @@ class Process:
     def close(self) -> None:
         """Closes the pidfd. Idempotent. A child that was not waited for stays to be reaped."""
         self.pidfd = lib.fdh_close(self.pidfd)
+
+    def _reaped(self) -> bool:
+        if self.pidfd < 0:
+            return not exists(self.pid)
+        return lib.fdh_pidfd_signal(self.pidfd, 0) == -errno.ESRCH
 
     def _wait_pidfd(self, deadline: int) -> Exit | None:
         how = ffi.new("struct fdh_exit *")

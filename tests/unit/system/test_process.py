@@ -149,6 +149,17 @@ def test_a_number_that_nobody_has_is_an_error() -> None:
 
 
 @linux
+def test_a_zombie_still_has_its_number_and_can_be_reaped() -> None:
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 4"], os.environ)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with Process.from_pid(pid, process.start_time(pid)) as zombie:
+        assert not zombie.alive()
+        assert zombie.wait(after(0)) == Exit(status=4)
+    with pytest.raises(SystemCallError):
+        Process.from_pid(pid)
+
+
+@linux
 def test_another_process_with_the_same_number_is_not_taken_for_it() -> None:
     started = process.start_time(os.getpid())
     Process.from_pid(os.getpid(), started).close()
