@@ -58,13 +58,14 @@ def default_path(name: str, environ: Mapping[str, str], *, create: bool = True) 
     """
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ValueError(f"{name!r} can't name a service: it becomes a directory")
-    base, ours = _runtime_directory(name, environ)
+    base, ours, named = _runtime_directory(name, environ)
     directory = os.path.join(base, name)
     path = os.path.join(directory, CONTROL_NAME)
     _check_length(path)
     if create:
         if ours:
             _make_directory(base)
+        check_directory(base, explicit=named)
         _make_directory(directory)
         check_directory(directory)
     return path
@@ -105,13 +106,13 @@ def check_directory(directory: Path, *, explicit: bool = False) -> None:
         )
 
 
-def _runtime_directory(name: str, environ: Mapping[str, str]) -> tuple[str, bool]:
-    """The directory that ``NAME`` goes into, and whether we may make it."""
+def _runtime_directory(name: str, environ: Mapping[str, str]) -> tuple[str, bool, bool]:
+    """The directory that ``NAME`` goes into, whether we may make it, and whether the user named it."""
     variable, directory, ours = "FDHANDOFF_RUNTIME_DIR", environ.get("FDHANDOFF_RUNTIME_DIR", ""), True
     if not directory:
         variable, directory, ours = "RUNTIME_DIRECTORY", environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], False
     if not directory and os.geteuid() == 0:
-        return SYSTEM_DIRECTORY, True
+        return SYSTEM_DIRECTORY, True, False
     if not directory and environ.get("XDG_RUNTIME_DIR"):
         variable, directory, ours = "XDG_RUNTIME_DIR", os.path.join(environ["XDG_RUNTIME_DIR"], "fdhandoff"), True
     if not directory:
@@ -121,7 +122,7 @@ def _runtime_directory(name: str, environ: Mapping[str, str]) -> tuple[str, bool
         )
     if not os.path.isabs(directory):
         raise PathError(f"{variable}={environ[variable]!r} is not an absolute path: correct it", path=directory)
-    return directory, ours
+    return directory, ours, variable != "XDG_RUNTIME_DIR"
 
 
 def _make_directory(directory: str) -> None:
@@ -174,6 +175,10 @@ def bind_path(
                 raise
         except OSError as error:
             sock.close()
+            if error.errno == errno.EADDRINUSE:  # by somebody who knows nothing of the lock
+                raise PathInUse(
+                    f"{path} is in use since just now: stop that, or choose another path", path=path
+                ) from None
             raise _unusable(path, error, "bind") from None
         except BaseException:
             sock.close()

@@ -57,6 +57,15 @@ def test_the_first_of_systemds_directories_is_next(place: Path) -> None:
         paths.default_path("web", {"RUNTIME_DIRECTORY": f"{place}/b"})
 
 
+def test_a_runtime_directory_that_everybody_can_change_is_refused(place: Path) -> None:
+    place.chmod(0o777)
+    for variable in ("FDHANDOFF_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
+        with pytest.raises(PathError, match="writable by everybody"):
+            paths.default_path("web", {variable: str(place)})
+    place.chmod(0o770)
+    paths.default_path("web", {"RUNTIME_DIRECTORY": str(place)})
+
+
 @root
 def test_root_has_a_place_of_its_own() -> None:
     environ = {"XDG_RUNTIME_DIR": "/run/user/0"}
