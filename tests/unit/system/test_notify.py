@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -197,6 +199,22 @@ def test_a_child_is_heard_with_its_credentials(listener: NotifyListener) -> None
     assert message.fields == {"READY": "1", "STATUS": "née"}
     if sys.platform == "linux":
         assert (message.pid, message.uid, message.gid) == (int(pid), os.getuid(), os.getgid())
+
+
+def test_a_real_sender_that_we_did_not_write_is_understood(listener: NotifyListener) -> None:
+    """``systemd-notify`` where it is: it waits for its barrier before it ends."""
+    program = shutil.which("systemd-notify")
+    if program is None:
+        pytest.skip("this system has no systemd-notify")
+    environ = {**os.environ, "NOTIFY_SOCKET": listener.address}
+    seen: dict[str, str] = {}
+    with subprocess.Popen([program, "--ready", "--status=up"], env=environ) as sender:
+        while "BARRIER" not in seen:
+            readable(listener)
+            for message in listener.receive():
+                seen |= message.fields
+        assert sender.wait(20) == 0
+    assert (seen["READY"], seen["STATUS"]) == ("1", "up")
 
 
 def test_a_barrier_is_acknowledged_after_what_came_before(listener: NotifyListener) -> None:
