@@ -30,7 +30,8 @@ exit status: 0 somebody serves there; 1 whoever does refuses to say; 3 the path 
 _STATES = {
     "starting": "serving, not ready to hand over yet",
     "offering": "serving, ready to hand over",
-    "handing over": "serving, and handing over at this moment",
+    "handing over": "handing over at this moment",
+    "holding": "holding listeners for others, accepting nothing",
 }
 
 
