@@ -9,7 +9,7 @@
  * control buffer has room for and as the process may open, sets MSG_CTRUNC where it had to drop some, and *succeeds*:
  * see receive_control().
  *
- * Gate. There is one word of state and, per process, one slot with two counters that only grow: entered and left. To
+ * Gate. There is one word of state and, per process, one slot with counters that only grow: entered, finished, forced. To
  * enter is to count first and look at the state afterwards; to close is to write the state first and to count
  * afterwards. Both are sequentially consistent, so of an enter and a close that meet, at least one sees the other: the
  * enter sees "closed" and takes its count back, or the closer sees the count. No lock, no shared counter, and a process
@@ -584,11 +584,12 @@ enum {
 
 struct fdh_gate_slot {
     _Alignas(LINE) _Atomic uint64_t entered;
-    _Atomic uint64_t left;
+    _Atomic uint64_t finished; /* finished + forced is how many left; each leave is one addition, so that a process that */
+    _Atomic uint64_t forced;   /* is killed at any instruction leaves sums that fit */
     _Atomic uint32_t accepting; /* calls of fdh_accept that are between entering and accepting */
-    _Alignas(LINE) _Atomic int64_t pid;
+    _Alignas(LINE) _Atomic int64_t pid; /* negative while its process is still attaching; 0 when nobody has it, and then
+                                           accepting, idle and detached mean nothing: the next owner resets them */
     _Atomic uint64_t started;
-    _Atomic uint64_t forced;
     _Atomic uint64_t refused;
     _Atomic int64_t idle;
     _Atomic int64_t detached;
@@ -657,13 +658,17 @@ static int signal_create(int *readp, int *writep) {
 #endif
 }
 
-/* How many are inside. All `left` are read before all `entered`: both only grow (but for an enter that is taken back,
+static uint64_t left_of(const struct fdh_gate_slot *slot) {
+    return atomic_load(&slot->finished) + atomic_load(&slot->forced);
+}
+
+/* How many are inside. All who left are read before all `entered`: both only grow (but for an enter that is taken back,
  * which had made entered larger), so entered - left is never less than the number inside at the moment between the two
  * rounds: a drainer may see too many for a moment, never too few. */
 static int64_t active_in(const struct fdh_gate_memory *memory) {
     uint64_t left = 0, entered = 0;
     for (size_t i = 0; i < FDH_GATE_SLOTS; i++)
-        left += atomic_load(&memory->slot[i].left);
+        left += left_of(&memory->slot[i]);
     for (size_t i = 0; i < FDH_GATE_SLOTS; i++)
         entered += atomic_load(&memory->slot[i].entered);
     return (int64_t)(entered - left);
@@ -754,15 +759,18 @@ bool fdh_gate_enter(struct fdh_gate *gate) {
     return false;
 }
 
-void fdh_gate_leave(struct fdh_gate *gate) {
-    atomic_fetch_add(&gate->slot->left, 1);
+static inline void leave_step(struct fdh_gate *gate, _Atomic uint64_t *counter) {
+    atomic_fetch_add(counter, 1);
     if (__builtin_expect((atomic_load(&gate->memory->state) & (STATE_CLOSED | STATE_WANTED)) != 0, 0))
         after_leaving(gate);
 }
 
+void fdh_gate_leave(struct fdh_gate *gate) {
+    leave_step(gate, &gate->slot->finished);
+}
+
 void fdh_gate_leave_forced(struct fdh_gate *gate) {
-    atomic_fetch_add(&gate->slot->forced, 1);
-    fdh_gate_leave(gate);
+    leave_step(gate, &gate->slot->forced);
 }
 
 /* Sets or clears CLOSED and begins a new epoch; nothing when it is so already. */
@@ -786,7 +794,8 @@ int fdh_gate_close(struct fdh_gate *gate, int64_t deadline) {
     for (;;) {
         uint32_t accepting = 0;
         for (size_t i = 0; i < FDH_GATE_SLOTS; i++)
-            accepting += atomic_load(&gate->memory->slot[i].accepting);
+            if (atomic_load(&gate->memory->slot[i].pid) != 0)
+                accepting += atomic_load(&gate->memory->slot[i].accepting);
         if (accepting == 0)
             return 0;
         if (milliseconds_until(deadline) == 0)
@@ -870,16 +879,18 @@ void fdh_gate_note(struct fdh_gate *gate, int64_t idle, int64_t detached) {
 }
 
 static void add_counters(const struct fdh_gate_slot *slot, struct fdh_counters *sum) {
+    uint64_t finished = atomic_load(&slot->finished);
     uint64_t forced = atomic_load(&slot->forced);
-    uint64_t left = atomic_load(&slot->left);
     uint64_t entered = atomic_load(&slot->entered);
     sum->accepted += entered;
     sum->forced += forced;
-    sum->finished += left > forced ? left - forced : 0;
+    sum->finished += finished;
     sum->refused += atomic_load(&slot->refused);
-    sum->active += (int64_t)(entered - left);
-    sum->idle += atomic_load(&slot->idle);
-    sum->detached += atomic_load(&slot->detached);
+    sum->active += (int64_t)(entered - finished - forced);
+    if (atomic_load(&slot->pid) > 0) {
+        sum->idle += atomic_load(&slot->idle);
+        sum->detached += atomic_load(&slot->detached);
+    }
 }
 
 void fdh_gate_counters(const struct fdh_gate *gate, struct fdh_counters *countersp) {
@@ -897,8 +908,8 @@ int fdh_gate_slot_read(const struct fdh_gate *gate, uint32_t index, struct fdh_s
     struct fdh_slot_info info;
     memset(&info, 0, sizeof info);
     int64_t pid = atomic_load(&slot->pid);
-    info.pid = pid > 0 ? pid : 0;
-    info.started = atomic_load(&slot->started);
+    info.pid = pid < 0 ? -pid : pid;
+    info.started = pid > 0 ? atomic_load(&slot->started) : 0;
     add_counters(slot, &info.counters);
     *infop = info;
     return 0;
@@ -909,19 +920,23 @@ int fdh_gate_settle(struct fdh_gate *gate, uint32_t index, int64_t pid, uint64_t
         return -ERANGE;
     if (gate->slot == NULL || pid <= 0)
         return -EINVAL;
+    /* Several may settle at once, and each may be killed at any instruction: then the next one goes on. The owner is dead,
+     * so the counts only move by our own exchange, which the first to succeed makes. That the pid is still there after the
+     * counts were read proves that they are the dead owner's; should the slot be freed and taken anew after that, `forced`
+     * has moved, or nothing is to be added. */
     struct fdh_gate_slot *slot = &gate->memory->slot[index];
-    int64_t expected = pid;
-    /* A negative pid marks a slot that somebody is settling: of several only one gets here. */
-    if (!atomic_compare_exchange_strong(&slot->pid, &expected, -pid))
+    uint64_t inside, forced;
+    int64_t owner;
+    do {
+        forced = atomic_load(&slot->forced);
+        inside = atomic_load(&slot->entered) - atomic_load(&slot->finished) - forced;
+        owner = atomic_load(&slot->pid);
+        if (owner != pid && owner != -pid)
+            return -ESRCH;
+    } while (!atomic_compare_exchange_weak(&slot->forced, &forced, forced + inside));
+    bool freed = atomic_compare_exchange_strong(&slot->pid, &owner, 0);
+    if (inside == 0 && !freed)
         return -ESRCH;
-    uint64_t inside = atomic_load(&slot->entered) - atomic_load(&slot->left);
-    atomic_store(&slot->accepting, 0);
-    atomic_fetch_add(&slot->forced, inside);
-    atomic_fetch_add(&slot->left, inside);
-    atomic_store(&slot->idle, 0);
-    atomic_store(&slot->detached, 0);
-    atomic_store(&slot->started, 0);
-    atomic_store(&slot->pid, 0);
     after_leaving(gate);
     *settledp = inside;
     return 0;
@@ -957,8 +972,12 @@ int fdh_gate_attach(struct fdh_gate *gate) {
     for (uint32_t i = 0; i < FDH_GATE_SLOTS; i++) {
         struct fdh_gate_slot *slot = &gate->memory->slot[i];
         int64_t nobody = 0;
-        if (atomic_compare_exchange_strong(&slot->pid, &nobody, self)) {
+        if (atomic_compare_exchange_strong(&slot->pid, &nobody, -self)) {
+            atomic_store(&slot->accepting, 0);
+            atomic_store(&slot->idle, 0);
+            atomic_store(&slot->detached, 0);
             atomic_store(&slot->started, own_start());
+            atomic_store(&slot->pid, self);
             gate->slot = slot;
             gate->slot_index = (int32_t)i;
             return 0;
@@ -972,7 +991,7 @@ void fdh_gate_deinit(struct fdh_gate *gate) {
         return;
     struct fdh_gate_slot *slot = gate->slot;
     /* After a fork the slot is still the parent's. A slot with somebody inside stays: the count is real. */
-    if (slot != NULL && atomic_load(&slot->entered) == atomic_load(&slot->left)) {
+    if (slot != NULL && atomic_load(&slot->entered) == left_of(slot)) {
         int64_t self = getpid();
         atomic_compare_exchange_strong(&slot->pid, &self, 0);
     }
