@@ -23,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -50,7 +51,7 @@ MAYBE_UNUSED static _Noreturn void check_failed(const char *file, int line, cons
     printf("    %s:%d: %s: got %lld, expected %lld\n", file, line, what, got, wanted);
     fflush(stdout);
     if (getpid() != runner.pid)
-        _exit(99);
+        _exit(99); /* reap_ok() will tell */
     if (!pthread_equal(pthread_self(), runner.thread))
         abort();
     longjmp(runner.back, 1);
@@ -100,11 +101,32 @@ MAYBE_UNUSED static int open_fds(void)
     return n - 3;
 }
 
+MAYBE_UNUSED static int check_summary(void)
+{
+    printf("%d passed, %d failed", runner.passed, runner.failed);
+    if (runner.skipped)
+        printf(", %d skipped", runner.skipped);
+    printf("\n");
+    return runner.failed != 0;
+}
+
+/* A fork whose child never outlives a test program that failed. */
+MAYBE_UNUSED static pid_t fork_child(void)
+{
+    pid_t pid = fork();
+
+    if (!pid)
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    return pid;
+}
+
+/* A failed test ends the program: threads and children that it left would disturb the others. */
 MAYBE_UNUSED static void check_run(const char *name, void (*test)(void))
 {
     struct rlimit limit_before, limit_after;
     sigset_t mask_before, mask_after;
     int volatile fds_before = open_fds();
+    int64_t volatile began = fdh_now();
     int reason = 0;
 
     runner.pid = getpid();
@@ -143,23 +165,17 @@ MAYBE_UNUSED static void check_run(const char *name, void (*test)(void))
         setrlimit(RLIMIT_NOFILE, &limit_before);
     }
     if (reason)
-        runner.failed++;
+        runner.failed = 1;
     else if (runner.skip)
         runner.skipped++;
     else
         runner.passed++;
-    printf("%s %s%s%s\n", reason ? "FAILED " : runner.skip ? "skipped" : "ok     ", name,
+    printf("%s %5d ms  %s%s%s\n", reason ? "FAILED " : runner.skip ? "skipped" : "ok     ",
+           (int)((fdh_now() - began) / 1000000), name,
            !reason && runner.skip ? ": " : "", !reason && runner.skip ? runner.skip : "");
     fflush(stdout);
-}
-
-MAYBE_UNUSED static int check_summary(void)
-{
-    printf("%d passed, %d failed", runner.passed, runner.failed);
-    if (runner.skipped)
-        printf(", %d skipped", runner.skipped);
-    printf("\n");
-    return runner.failed != 0;
+    if (reason)
+        exit(check_summary());
 }
 
 /* The number that the next descriptor gets. */

@@ -83,7 +83,7 @@ static void a_forked_child_attaches_for_itself(void)
     pid_t pid;
 
     CHECK_EQUAL(fdh_gate_create(&gate), 0);
-    pid = fork();
+    pid = fork_child();
     MUST(pid);
     if (!pid) {
         int32_t parents = gate.slot_index;
@@ -111,7 +111,7 @@ static void a_child_that_does_not_attach_takes_no_slot_away(void)
     pid_t pid;
 
     CHECK_EQUAL(fdh_gate_create(&gate), 0);
-    pid = fork();
+    pid = fork_child();
     MUST(pid);
     if (!pid) {
         fdh_gate_deinit(&gate);
@@ -132,7 +132,7 @@ static pid_t die_inside(int n, bool close_too)
     pid_t pid;
 
     MUST(pipe2(ends, O_CLOEXEC));
-    pid = fork();
+    pid = fork_child();
     MUST(pid);
     if (!pid) {
         CHECK_EQUAL(fdh_gate_attach(&gate), 0);

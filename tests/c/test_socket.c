@@ -223,7 +223,7 @@ static pid_t stranger(int *listenerp, int *serverp)
     MUST(bind(listener, (struct sockaddr *)&name, sizeof(sa_family_t))); /* autobind: a free abstract name */
     MUST(getsockname(listener, (struct sockaddr *)&name, &size));
     MUST(listen(listener, 1));
-    pid = fork();
+    pid = fork_child();
     MUST(pid);
     if (!pid) {
         struct fdh_peer peer;
