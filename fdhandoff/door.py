@@ -34,31 +34,30 @@ class Door:
 
     def follow(self, fd: int) -> None:
         """``fd``, a connection that is inside, belongs to somebody else now; it counts until it is closed."""
+        self.leave_detached(fd)  # an earlier one of that number has been closed, for the kernel gave it again
         status = os.fstat(fd)
         self.detached[fd] = (status.st_dev, status.st_ino)
         self.note(0, 1)
 
-    def unfollow(self, fd: int) -> bool:
-        """Whether ``fd`` was still followed; the caller leaves then."""
+    def leave_detached(self, fd: int) -> bool:
+        """Leaves for ``fd``, if it still counts."""
         if self.detached.pop(fd, None) is None:
             return False
         self.note(0, -1)
+        self.leave()
         return True
 
     def sweep(self) -> int:
         """Leaves for every detached descriptor that was closed meanwhile; how many."""
-        swept = 0
-        for fd, identity in list(self.detached.items()):
-            try:
-                status = os.fstat(fd)
-            except OSError:
-                here = False
-            else:
-                here = (status.st_dev, status.st_ino) == identity
-            if not here and self.unfollow(fd):
-                self.leave()
-                swept += 1
-        return swept
+        return sum(not _is(fd, identity) and self.leave_detached(fd) for fd, identity in list(self.detached.items()))
+
+
+def _is(fd: int, identity: tuple[int, int]) -> bool:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == identity
 
 
 def nothing(*_: object) -> None:

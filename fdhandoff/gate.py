@@ -173,6 +173,11 @@ class Gate:
         """Adds to the gauges: so many more (or fewer) of those inside are idle, or detached."""
         self._door.note(idle, detached)
 
+    def leave_detached(self, fd: int) -> bool:
+        """One fewer inside: ``fd``, which was detached from its ``CountedSocket``, is closed right now. Without this it is
+        noticed a moment later, by ``settle`` or ``wait``. False when it did not count any more."""
+        return self._door.leave_detached(fd)
+
     def settle(self) -> int:
         """Counts as forced what is inside of processes that are proved dead, and leaves for detached descriptors that
         were closed. Returns how many went out by that. ``wait`` does this by itself."""
@@ -272,8 +277,8 @@ class Gate:
         return gate
 
     def release(self) -> None:
-        """Ends the use of this object: its descriptors are closed (once the connections that are still inside are closed,
-        too). Idempotent. Garbage collection does the same."""
+        """Ends the use of this object and closes its descriptors; while something of this process is inside, only when that
+        has left and the object is garbage. Idempotent."""
         handle, self._handle = self._handle, None
         if handle is None:
             return
@@ -285,7 +290,7 @@ class Gate:
             self._door = Door(ffi.NULL)
             self._door.disarm()
             self.leave = self.leave_forced = nothing
-        self._settler.forget()
+        self._settler.close()
 
     def _living(self) -> Any:
         if self._handle is None:

@@ -26,7 +26,7 @@ class Settler:
 
     def __init__(self, handle: Any, door: Door) -> None:
         self._handle = handle
-        self._door = door
+        self._door: Door | None = door
         self._lock = allocate_lock()
         self._processes: dict[int, Process] = {}
 
@@ -36,6 +36,8 @@ class Settler:
         if not self._lock.acquire(blocking=False):
             return 0
         try:
+            if self._door is None:
+                return 0
             settled = self._door.sweep()
             for index, slot in self._others():
                 if self._is_dead(index, slot):
@@ -53,6 +55,12 @@ class Settler:
         """Closes the handles; ``settle`` takes new ones."""
         while self._processes:
             self._processes.popitem()[1].close()
+
+    def close(self) -> None:
+        """``settle`` does nothing any more, and nothing is held."""
+        with self._lock:
+            self._handle = self._door = None
+        self.forget()
 
     def __del__(self) -> None:
         self.forget()
