@@ -19,15 +19,17 @@ import time
 import fdhandoff
 
 
-def serve(listener: socket.socket, gate: fdhandoff.Gate) -> None:
-    """Accepts until the gate closes; what is in the queue then is the next owner's."""
+def serve(listener: socket.socket, gate: fdhandoff.Gate, ended: threading.Event) -> None:
+    """Accepts while the gate is open; what is in the queue when it closes is the next owner's."""
 
     def answer(connection: socket.socket, _: object) -> None:
         with connection:
             connection.sendall(f"{time.strftime('%X')}, says process {os.getpid()}\n".encode())
 
     with fdhandoff.AcceptLoop([listener], gate, answer, batch=1) as loop:
-        loop.run()
+        while not ended.is_set():
+            loop.run()
+            ended.wait(0.05)  # the gate is closed: for good, or until the service comes back because the new side died
 
 
 def main() -> None:
@@ -37,15 +39,16 @@ def main() -> None:
         listeners = {"clock": socket.create_server(("127.0.0.1", 8000))}
         served = 0
     else:
-        takeover = fdhandoff.receive(path)  # every listener has come and is what it should be; the old process serves on
+        # When this returns, every listener has come and is what it should be. The old process serves on.
+        takeover = fdhandoff.receive(path)
         listeners = dict(takeover.listeners.items())
         served = int(takeover.state or b"0")
         takeover.ready()  # returns when this process is the owner: the old one accepts nothing any more
         served = int(takeover.state or b"0")  # the final state, made after the old gate had closed
     print(f"process {os.getpid()} serves; {served} were served before", flush=True)
 
-    accepting = threading.Thread(target=serve, args=(listeners["clock"], gate))
-    accepting.start()
+    ended = threading.Event()
+    threading.Thread(target=serve, args=(listeners["clock"], gate, ended)).start()
 
     def final_state() -> bytes:
         return str(served + gate.counters.accepted).encode()
@@ -59,11 +62,8 @@ def main() -> None:
             break
         except fdhandoff.HandoffError as error:
             print(f"process {os.getpid()} serves on: {error}", flush=True)
-            if not accepting.is_alive():  # the gate had been closed for the commit, and is open again
-                accepting = threading.Thread(target=serve, args=(listeners["clock"], gate))
-                accepting.start()
     print(f"process {os.getpid()} handed over to {handed.peer}", flush=True)
-    accepting.join()
+    ended.set()
     gate.wait(30)  # whoever is inside gets an answer
 
 

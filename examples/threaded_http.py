@@ -67,7 +67,7 @@ def main() -> None:
 
         # In place of server.serve_forever(). Each connection gets its thread as ever; when the server closes it, it
         # leaves the gate, and when all have left the drain is over.
-        service.serve(lambda connection, listener: server.process_request(connection, connection.getpeername()))
+        service.serve(lambda connection, _: server.process_request(connection, connection.getpeername()))
         service.drain()
 
 

@@ -506,9 +506,10 @@ class Service:
     # --- upgrade --------------------------------------------------------------------------------------------
 
     def upgrade(self) -> Handed:
-        """Starts the next generation of this program and hands over to it; returns once probation is over, with this process
-        about to drain (``wait()`` returns). Raises, with this process serving on: ``InProgress``, ``Vetoed``, ``SuccessorDied``,
-        ``NotReady``, ``Aborted``, ``RolledBack``, ``SystemCallError`` (the command can't be started), ``UpgradeError``."""
+        """Starts the next generation of this program and hands over to it; returns once probation is over, with this
+        process about to drain (``wait()`` returns). Raises, with this process serving on: ``InProgress``, ``Vetoed``,
+        ``SuccessorDied``, ``NotReady``, ``Aborted``, ``RolledBack``, ``SystemCallError`` (the command can't be started),
+        ``UpgradeError``."""
         if self.worker.is_me():
             raise UpgradeError(
                 "upgrade() can't be called from a hook: return, and let another thread call it", serving=OLD
