@@ -1242,16 +1242,20 @@ int fdh_pidfd_id(int pidfd, uint64_t *idp) {
 int fdh_pidfd_wait(int pidfd, int64_t deadline, struct fdh_exit *exitp) {
 #if FDH_LINUX
     /* A pidfd is readable once the process (its last thread) has ended, whoever's child it was. */
+    struct fdh_exit ended = {-1, 0, 0};
     int condition = wait_for(pidfd, POLLIN, deadline);
-    if (condition != 0)
+    if (condition < 0)
         return condition;
+    if (condition == FDH_AGAIN) {
+        *exitp = ended;
+        return condition;
+    }
     siginfo_t info;
     memset(&info, 0, sizeof info);
     int rc;
     do
         rc = waitid((idtype_t)FDH_P_PIDFD, (id_t)pidfd, &info, WEXITED | WNOHANG);
     while (rc < 0 && errno == EINTR);
-    struct fdh_exit ended = {-1, 0, 0};
     if (rc == 0 && info.si_pid != 0) {
         ended.known = 1;
         if (info.si_code == CLD_EXITED)
@@ -1463,6 +1467,20 @@ static int spawn_by_fork(struct child *child, pid_t *pidp) {
     return 0;
 }
 #else
+/* The child's frames on the borrowed stack never returned, so the address sanitizer takes what they poisoned for poisoned
+ * still, and would blame whoever uses that part of the parent's stack next. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define FDH_ADDRESS_SANITIZER 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(FDH_ADDRESS_SANITIZER)
+extern void __asan_unpoison_memory_region(void const volatile *address, size_t size);
+#define FORGET_STACK(stack) __asan_unpoison_memory_region(stack, sizeof stack)
+#else
+#define FORGET_STACK(stack) (void)0
+#endif
+
 static int spawn_by_clone(struct child *child, pid_t *pidp, int *pidfdp) {
     _Alignas(16) char stack[65536]; /* the parent stands still meanwhile, so its frame can lend it */
     int pidfd = -1;
@@ -1470,6 +1488,7 @@ static int spawn_by_clone(struct child *child, pid_t *pidp, int *pidfdp) {
     child->error = 0;
     int flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
     pid_t pid = clone(run_child, stack + sizeof stack, flags, child, &pidfd);
+    FORGET_STACK(stack);
     if (pid < 0)
         return -errno;
     if (child->error < 0) {
