@@ -174,6 +174,8 @@ static int milliseconds_until(int64_t deadline) {
 /* Waits for `events` on fd: 0, FDH_AGAIN at the deadline, -errno. An error condition of fd counts as ready: the call
  * that follows says what it is. */
 static int wait_for(int fd, short events, int64_t deadline) {
+    if (fd < 0)
+        return -EBADF; /* poll(2) would ignore it, and wait */
     for (;;) {
         struct pollfd p = {.fd = fd, .events = events, .revents = 0};
         int ms = milliseconds_until(deadline);
