@@ -99,6 +99,8 @@ def send(
         handoff = Handoff(conversation, offering)
         began = time.monotonic()
         try:
+            if on_step is not None:  # the control thread has taken this step
+                on_step("AWAITING", "got HELLO", conversation.session.state)
             handed = handoff.run(hello)
         except HandoffError as error:
             endpoint.note("rolled back" if isinstance(error, RolledBack) else "failed", str(error), number, began)
