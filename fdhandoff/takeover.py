@@ -255,7 +255,10 @@ class Takeover:
                 f"it offers {', '.join(self.listeners.names) or 'none'}",
                 serving=OLD,
             )
-        conversation.say(Taken(items=conversation.session.items_total), deadline=deadline)
+        try:
+            conversation.say(Taken(items=conversation.session.items_total), deadline=deadline)
+        except PeerGone:
+            pass  # everything is here: whether the owner died, and the service is ours, is for ready() to find out
         self.state = conversation.session.take_state()
 
     def _collect(self, deadline: int) -> None:
