@@ -4,7 +4,6 @@ and passes it on. Takers go to whoever offers at the moment; operators' verbs ar
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import sys
@@ -89,6 +88,8 @@ class Reply:
 
 
 def _dump(body: dict[str, Any]) -> bytes:
+    import json  # late: only operators' verbs need it
+
     return json.dumps({"schema": 1, **body}, separators=(",", ":")).encode()
 
 
@@ -204,6 +205,8 @@ class Endpoint:
             known = ", ".join(sorted(self.verbs))
             reply.fail("unknown-verb", f"{request.verb!r} can't be asked of this process; it knows {known}")
             return
+        import json
+
         try:
             body = json.loads(request.body or b"{}")
             if not isinstance(body, dict):

@@ -5,7 +5,6 @@ itself.
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 from .conversation import Gone
@@ -172,7 +171,7 @@ class Handoff:
                 )
                 conversation.say(refusal, deadline=deadline)
                 raise VersionMismatch(f"{reason}; this process serves on", serving=OLD)
-            with closing(Process.from_pid(os.getpid())) as own:
+            with Process.from_pid(os.getpid()) as own:
                 conversation.say(
                     Offer(
                         version=version,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -59,14 +58,15 @@ class Hooks:
         loop = self.loop
         if loop is None or not loop.is_running():
             result = hook()
-            if inspect.iscoroutine(result):
-                result.close()
+            if hasattr(result, "__await__"):
+                if hasattr(result, "close"):
+                    result.close()  # never begun: or Python complains that nobody awaited it
                 raise TypeError(f"{hook!r} is a coroutine function, but no event loop is attached to the service")
             return result
         import asyncio
 
         async def run() -> Any:
             result = hook()
-            return await result if inspect.isawaitable(result) else result
+            return await result if hasattr(result, "__await__") else result
 
         return asyncio.run_coroutine_threadsafe(run(), loop).result()

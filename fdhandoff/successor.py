@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING
 
+from .errors import SystemCallError
 from .system import environment
-from .system.process import Process, spawn
+from .system.process import Process, find_program, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,8 +44,10 @@ START_DIRECTORY = logical_directory()
 def own_command() -> list[str]:
     """How this program was started, interpreter and options first, to be looked up again."""
     command = list(getattr(sys, "orig_argv", ())) or [sys.executable, *sys.argv]
-    if not os.path.dirname(command[0]) and shutil.which(command[0]) is None:
-        command[0] = sys.executable  # started by a name that is in nobody's PATH
+    try:
+        find_program(command[0], os.environ, None)
+    except SystemCallError:
+        command[0] = sys.executable  # started by a name that leads nowhere from here
     return command
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from . import registry
@@ -230,7 +229,7 @@ class Takeover:
             software=SOFTWARE,
             generation=generation,
         )
-        with closing(Process.from_pid(os.getpid())) as own:
+        with Process.from_pid(os.getpid()) as own:
             try:
                 conversation.say(hello, [own.pidfd] if own.pidfd >= 0 else [], deadline=deadline)
             except PeerGone:

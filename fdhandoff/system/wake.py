@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 
@@ -24,14 +23,17 @@ class Wake:
         return self._read
 
     def set(self) -> None:
-        # A full pipe or counter is readable already, which is all that is wanted.
-        with contextlib.suppress(BlockingIOError):
+        try:
             os.write(self._write, (1).to_bytes(8, "little"))
+        except BlockingIOError:
+            return  # full, so readable already, which is all that is wanted
 
     def clear(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             while len(os.read(self._read, 4096)) == 4096:
                 pass
+        except BlockingIOError:
+            return  # empty
 
     def close(self) -> None:
         if self._read >= 0:
