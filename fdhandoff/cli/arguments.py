@@ -29,29 +29,29 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} ({self.prog} --help explains it)")
 
 
-def _type(read: Callable[[str], object]) -> Callable[[str], object]:
+def checked(read: Callable[[str], object]) -> Callable[[str], object]:
     """argparse shows only the messages of its own kind of error."""
 
-    def checked(text: str) -> object:
+    def converted(text: str) -> object:
         try:
             return read(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return checked
+    return converted
 
 
-duration = _type(parse_duration)
+duration = checked(parse_duration)
 
 
-@_type
+@checked
 def octal_mode(text: str) -> int:
     if not text or not set(text) <= set("01234567") or int(text, 8) > 0o777:
         raise ValueError(f"{text!r} is no mode: say an octal number such as 0660")
     return int(text, 8)
 
 
-@_type
+@checked
 def uid(text: str) -> int:
     """A user's number, or name."""
     if text.isascii() and text.isdigit():
@@ -81,11 +81,11 @@ def add_users(parser: Parser, whom: str) -> None:
     )
 
 
-def add_socket(parser: Parser) -> None:
+def add_socket(parser: Parser, otherwise: str = "0600", group: str = "ours") -> None:
     parser.add_argument(
-        "--socket-mode", metavar="MODE", type=octal_mode, default=0o600, help="permissions of the handoff path (0600)"
+        "--socket-mode", metavar="MODE", type=octal_mode, help=f"permissions of the handoff path ({otherwise})"
     )
-    parser.add_argument("--socket-group", metavar="GROUP", help="group of the handoff path (ours)")
+    parser.add_argument("--socket-group", metavar="GROUP", help=f"group of the handoff path ({group})")
 
 
 def chosen_path(options: argparse.Namespace, *, create: bool) -> str:

@@ -74,7 +74,9 @@ def run(options: Namespace) -> int:
     if not specs and not inherited:
         raise UsageError("say what to hold: --bind ADDRESS")
     # The path first: where somebody answers there, nothing is bound for nothing.
-    registry.obtain(path, mode=options.socket_mode, group=options.socket_group)
+    registry.obtain(
+        path, mode=0o600 if options.socket_mode is None else options.socket_mode, group=options.socket_group
+    )
     holder = Holder(path, options)
     try:
         holder.open(specs, inherited)
