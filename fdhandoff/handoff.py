@@ -325,12 +325,15 @@ class Handoff:
         message, fds = self.conversation.hear(deadline)
         close_all(fds)
         if isinstance(message, Abort):
-            raise PeerAborted(
-                f"{self.conversation.peer} gave up ({message.code}): {message.reason or 'no reason given'}"
-            )
+            raise self._gave_up(message)
         if expected is not None and not isinstance(message, expected):
             raise ProtocolError(f"a {type(message).__name__} where {expected.__name__} was expected")
         return message  # type: ignore[return-value]
+
+    def _gave_up(self, abort: Abort) -> PeerAborted:
+        return PeerAborted(
+            f"{self.conversation.peer} gave up ({abort.code}): {abort.reason or 'no reason given'}", serving=OLD
+        )
 
     def _hear_after_commit(self, deadline: int) -> None:
         """One message, or what became of the peer, told to the session. Nonsense is no proof of anything."""
@@ -409,9 +412,14 @@ class _BeforeCommit:
     def _translate(self, error: BaseException) -> HandoffError | None:
         conversation, doing = self._handoff.conversation, self._doing
         peer, session = conversation.peer, conversation.session
-        if isinstance(error, Gone):
-            session.happen("death" if error.proved else "eof")
-            if error.proved or conversation.prove(0.2):
+        if isinstance(error, PeerGone):
+            proved = isinstance(error, Gone) and error.proved
+            for message, fds in conversation.last_words():
+                close_all(fds)
+                if isinstance(message, Abort):
+                    return self._handoff._gave_up(message)
+            session.happen("death" if proved else "eof")
+            if proved or conversation.prove(0.2):
                 return SuccessorDied(
                     f"{peer} {_ending(conversation)} while {doing}; this process serves on", serving=OLD
                 )
