@@ -167,7 +167,7 @@ def _network() -> Iterator[tuple[str, Answer]]:
         _number(
             read("/proc/sys/net/core/somaxconn"),
             1024,
-            "no listener's queue is longer, whatever its backlog says: what comes while nobody accepts waits there or is dropped",
+            "no listener's queue is longer than this, whatever its backlog says; what does not fit into it is dropped",
         ),
     )
     yield (

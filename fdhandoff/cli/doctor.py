@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 EPILOG = """\
-Each answer has a value, a consequence and a verdict: ok; warn (it works, with the consequence named); missing (something can't be done here).
+Each answer has a value, a consequence and a verdict: ok;
+ warn (it works, with the consequence named); missing (something can't be done here).
 
 examples:
   fdhandoff-cli doctor
