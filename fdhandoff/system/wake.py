@@ -7,7 +7,7 @@ import os
 
 class Wake:
     """``set`` makes ``fileno()`` readable, ``clear`` unreadable. Both may be called from any thread and from a signal
-    handler."""
+    handler; ``set`` does nothing once it is closed."""
 
     __slots__ = ("_read", "_write")
 
