@@ -1,0 +1,143 @@
+"""A small server as a process of its own: it owns a service, or takes one over, and hands it over to whoever comes.
+
+Started by ``tests.support.cast`` with its orders as JSON; it reports on its standard output, one JSON object a line, and hears
+commands on its standard input. It answers each connection with its pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+import fdhandoff
+from fdhandoff import Gate
+
+
+def report(event: str, **more: Any) -> None:
+    os.write(1, json.dumps({"event": event, **more}).encode() + b"\n")
+
+
+class Server:
+    """Accepts through the gate: when it is closed nothing is accepted any more. Answers with the pid."""
+
+    def __init__(self, listener: socket.socket, gate: Gate) -> None:
+        self.listener, self.gate = listener, gate
+        listener.setblocking(False)
+        self.wake_read, self.wake_write = socket.socketpair()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.listener, selectors.EVENT_READ)
+            selector.register(self.wake_read, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is self.wake_read:
+                        return
+                    if not self.gate.enter():
+                        # Between ready and commit, or handed over: the connections stay in the queue.
+                        threading.Event().wait(0.002)
+                        continue
+                    try:
+                        connection, _ = self.listener.accept()
+                    except BlockingIOError:
+                        pass
+                    else:
+                        with connection, contextlib.suppress(OSError):
+                            connection.sendall(b"%d\n" % os.getpid())
+                    self.gate.leave()
+
+    def stop(self) -> None:
+        self.wake_write.send(b"x")
+        self.thread.join()
+        self.wake_read.close()
+        self.wake_write.close()
+
+
+class Actor:
+    def __init__(self, orders: dict[str, Any]) -> None:
+        self.orders = orders
+        self.path: str = orders["path"]
+        self.role = "owner"
+        self.server: Server | None = None
+
+    def on_step(self, before: str, step: str, after: str) -> None:
+        trap = self.orders.get("trap")
+        if trap and (trap["role"], trap["state"]) == (self.role, after) and before != after:
+            if trap["victim"] == self.role:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.orders["trap"] = None
+            report("trapped", state=after, step=step)
+            sys.stdin.readline()  # the other one is dead when this returns
+
+    def take(self) -> socket.socket:
+        self.role = "taker"
+        takeover = fdhandoff.receive(self.path, timeout=self.orders.get("timeout", 10), on_step=self.on_step)
+        report("taken", state=len(takeover.state), names=list(takeover.listeners.names))
+        if self.orders.get("wait_before_ready"):
+            sys.stdin.readline()
+        takeover.ready(self.orders.get("ready", 20))
+        report("owner", orphaned=takeover.orphaned, strict=takeover.strict, generation=takeover.generation.number)
+        listener = takeover.listeners["main"]
+        if takeover.counters_fd >= 0:
+            os.close(takeover.counters_fd)
+        takeover.close()
+        return listener
+
+    def live(self) -> None:
+        if self.orders.get("take"):
+            listener = self.take()
+        else:
+            listener = socket.create_server(("127.0.0.1", self.orders.get("port", 0)))
+            report("bound", port=listener.getsockname()[1])
+        self.role = "owner"
+        gate = Gate()
+        self.server = Server(listener, gate)
+        report("serving")
+        while self.offer(listener, gate):
+            pass
+        self.server.stop()
+        report("ending")
+        if self.orders.get("linger"):
+            sys.stdin.readline()
+
+    def offer(self, listener: socket.socket, gate: Gate) -> bool:
+        """One offer; whether this process still serves after it."""
+        try:
+            handed = fdhandoff.send(
+                self.path,
+                {"main": listener},
+                gate=gate,
+                state=b"s" * self.orders.get("state", 0),
+                ready_timeout=self.orders.get("ready_timeout", 20),
+                serving_timeout=self.orders.get("serving_timeout", 20),
+                probation=self.orders.get("probation", 0),
+                on_commit=(lambda: b"f" * self.orders["final"]) if "final" in self.orders else None,
+                on_step=self.on_step,
+            )
+        except fdhandoff.HandoffError as error:
+            report("failed", error=type(error).__name__, serving=error.serving, sentence=str(error))
+            return error.serving == "old"
+        report("handed", pid=handed.peer.pid, generation=handed.generation.number)
+        return False
+
+
+def main() -> None:
+    actor = Actor(json.loads(sys.argv[1]))
+    try:
+        actor.live()
+    except fdhandoff.HandoffError as error:
+        report("failed", error=type(error).__name__, serving=error.serving, sentence=str(error))
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()
