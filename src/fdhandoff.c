@@ -1278,6 +1278,15 @@ int fdh_pidfd_wait(int pidfd, int64_t deadline, struct fdh_exit *exitp) {
 #endif
 }
 
+int fdh_subreaper(bool on) {
+#if FDH_LINUX
+    return prctl(PR_SET_CHILD_SUBREAPER, on ? 1UL : 0UL, 0, 0, 0) < 0 ? -errno : 0;
+#else
+    (void)on;
+    return -ENOSYS;
+#endif
+}
+
 /* --- spawn -------------------------------------------------------------------------------------------- */
 
 struct child {

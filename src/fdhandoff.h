@@ -256,6 +256,10 @@ struct fdh_exit {
 /* Waits until the process has ended: 0 and how, or FDH_AGAIN at the deadline. A child is reaped by it. */
 int fdh_pidfd_wait(int pidfd, int64_t deadline, struct fdh_exit *exitp);
 
+/* Whether orphans among our descendants become our children, instead of init's (PR_SET_CHILD_SUBREAPER). It holds for
+ * the process, survives exec, and children do not inherit it. -ENOSYS elsewhere. */
+int fdh_subreaper(bool on);
+
 /* Where spawning failed: the step, for the error message. */
 enum fdh_spawn_step {
     FDH_STEP_FORK = 0,
