@@ -237,7 +237,12 @@ def identify(channel: Channel, guest: Peer, fds: list[int]) -> Process | None:
     """The process to watch for: the kernel's word (SO_PEERPIDFD), else the pidfd that the guest sent of itself. Where both
     are known they must agree: whoever lets another process speak for it can't be watched. Takes ``fds``."""
     told = Process.from_pidfd(fds[0]) if fds else None
-    kernel = peer_process(channel.socket)
+    try:
+        kernel = peer_process(channel.socket)
+    except BaseException:
+        if told is not None:
+            told.close()
+        raise
     if told is None or kernel is None:
         return kernel if told is None else told
     same = told.id() == kernel.id() if told.id() and kernel.id() else told.pid in (kernel.pid, 0) or kernel.pid <= 0

@@ -127,9 +127,13 @@ class Process:
     @classmethod
     def from_pidfd(cls, pidfd: int) -> Process:
         """The process that ``pidfd`` names. Takes the descriptor. It may have ended already."""
-        pid = _pid_of(pidfd)
-        started = start_time(pid) if pid > 0 else 0
-        process = cls(pid, started, pidfd)
+        process = cls(0, 0, pidfd)
+        try:
+            process.pid = _pid_of(pidfd)
+        except BaseException:
+            process.close()
+            raise
+        process.started = start_time(process.pid) if process.pid > 0 else 0
         if not process.alive():
             process.started = 0  # read too late: the number may be somebody else's
         return process
