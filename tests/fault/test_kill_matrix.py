@@ -67,9 +67,7 @@ def test_kill(cast: Cast, role: str, state: str, victim: str) -> None:
     elif victim == TAKER:
         failed = owner.hears("failed")
         assert failed["serving"] == "old"
-        assert failed["error"] == (
-            "RolledBack" if state in ("OWNING", "SERVING", "PROBATION") else "SuccessorDied"
-        )
+        assert failed["error"] == ("RolledBack" if state in ("OWNING", "SERVING", "PROBATION") else "SuccessorDied")
         _serves_on(cast, owner, before, environment)
     elif (role, state) in TAKER_SURVIVES_WITH_THE_SERVICE:
         _serves_on(cast, survivor, before, environment)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 
 import fdhandoff
 from fdhandoff import Gate
+from fdhandoff.system.channel import Channel
 
 
 def report(event: str, **more: Any) -> None:
@@ -68,6 +70,24 @@ class Actor:
         self.path: str = orders["path"]
         self.role = "owner"
         self.server: Server | None = None
+        self.extra: list[socket.socket] = []
+        self._prepare()
+
+    def _prepare(self) -> None:
+        if self.orders.get("storm"):  # every system call may be interrupted
+            signal.signal(signal.SIGUSR1, lambda number, frame: None)
+            signal.siginterrupt(signal.SIGUSR1, True)
+        if self.orders.get("tiny"):
+            plain = Channel.__init__
+
+            def small(channel: Channel, sock: socket.socket) -> None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel makes the least possible of it
+                plain(channel, sock)
+
+            Channel.__init__ = small  # type: ignore[method-assign]
+        for _ in range(self.orders.get("extra", 0)):
+            self.extra.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            self.extra[-1].bind(("127.0.0.1", 0))
 
     def on_step(self, before: str, step: str, after: str) -> None:
         trap = self.orders.get("trap")
@@ -75,11 +95,18 @@ class Actor:
             if trap["victim"] == self.role:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.orders["trap"] = None
+            if trap.get("fork"):
+                child = os.fork()
+                if not child:
+                    signal.pause()
+                report("forked", pid=child)
             report("trapped", state=after, step=step)
             sys.stdin.readline()  # the other one is dead when this returns
 
     def take(self) -> socket.socket:
         self.role = "taker"
+        if "nofile" in self.orders:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.orders["nofile"],) * 2)
         takeover = fdhandoff.receive(self.path, timeout=self.orders.get("timeout", 10), on_step=self.on_step)
         report("taken", state=len(takeover.state), names=list(takeover.listeners.names))
         if self.orders.get("wait_before_ready"):
@@ -89,6 +116,9 @@ class Actor:
         listener = takeover.listeners["main"]
         if takeover.counters_fd >= 0:
             os.close(takeover.counters_fd)
+        for name, sock in takeover.listeners.items():
+            if name != "main":
+                sock.close()
         takeover.close()
         return listener
 
@@ -114,7 +144,7 @@ class Actor:
         try:
             handed = fdhandoff.send(
                 self.path,
-                {"main": listener},
+                {"main": listener, **{f"extra{index}": sock for index, sock in enumerate(self.extra)}},
                 gate=gate,
                 state=b"s" * self.orders.get("state", 0),
                 ready_timeout=self.orders.get("ready_timeout", 20),

@@ -52,6 +52,22 @@ class Actor:
             if not self._read(deadline):
                 raise AssertionError(f"pid {self.pid} never said {event!r}; it said {self.said}, {self._errors()}")
 
+    def ends_or_says(self, event: str, seconds: float = DEADLINE) -> dict[str, Any] | None:
+        """``event``, or ``None`` when the process ends without it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            for one in self.said:
+                if one["event"] == event:
+                    return one
+            if not self._read(deadline):
+                self.process.wait(max(0.1, deadline - time.monotonic()))
+                return None
+
+    def has_failed(self) -> bool:
+        """Whether it ended because of an error, looking for a moment only."""
+        self._read(time.monotonic() + 0.05)
+        return any(one["event"] == "failed" for one in self.said)
+
     def _errors(self) -> str:
         code = self.process.poll()
         if code is None or self.process.stderr is None:
