@@ -221,9 +221,10 @@ class Handoff:
             except HandoffError:
                 conversation.session.happen("unsent")
                 raise
-        self._await_serving(deadline)
+        self.await_serving(deadline)
 
-    def _await_serving(self, deadline: int) -> None:
+    def await_serving(self, deadline: int) -> None:
+        """``Unconfirmed`` when nothing is known at ``deadline``; may be called again."""
         conversation = self.conversation
         wake_fd, conversation.wake_fd = conversation.wake_fd, -1
         try:

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from socket import SO_ACCEPTCONN, SOL_SOCKET
 from typing import TYPE_CHECKING, Any
 
 from . import registry
@@ -20,29 +19,32 @@ from .deadline import FOREVER, after, format_duration
 from .errors import (
     NEW,
     OLD,
+    Aborted,
     DeadlineExceeded,
+    EnvironmentInvalid,
     HandoffError,
     InProgress,
     ListenerError,
     PathInUse,
     Unsupported,
     UpgradeError,
+    Vetoed,
 )
 from .gate import Gate
 from .generation import Generation
+from .holdings import Files, Holdings, fileno
 from .hooks import Hooks
-from .inventory import fits
 from .listener import Listeners, check_name
 from .signals import DEFAULT, STOP, UPGRADE, Signals, StopRequests
 from .successor import BLOCKED, START_DIRECTORY, own_command
 from .system import environment
 from .system.channel import Woken, wait
-from .system.fds import describe, listener_queue, socket_from_fd
-from .system.notify import NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, Notifier
-from .system.paths import default_path, unlink_control
+from .system.fds import close_all, describe, socket_from_fd
+from .system.notify import NOTIFY_SOCKET, WATCHDOG_USEC, Notifier
+from .system.paths import default_path
 from .system.pidfile import Pidfile
 from .system.process import start_time
-from .system.sockets import bind, parse_bind
+from .system.sockets import parse_bind
 from .system.wake import Wake
 from .takeover import Takeover, take
 from .upgrade import Upgrader
@@ -128,7 +130,7 @@ class Service:
         self.state = b""
         self.generation = Generation(1, os.getpid(), start_time(os.getpid()))
         self.orphaned = False
-        self.verdict = ""
+        self.verdict: str = ""
         self._log = log or self._to_stderr
         self._state_hook: Callable[[], bytes] | None = None
         self._since = time.time()
@@ -137,18 +139,18 @@ class Service:
         self._stops = StopRequests()
         self.owner = False
         self._closed = False
+        self._is_child = False  # after a fork: a worker's copy
         self.endpoint: Endpoint | None = None
         self._takeover: Takeover | None = None
-        self.held: list[tuple[str, socket.socket]] = []
-        self._found = Listeners((), ())
+        self.holdings = Holdings()
         self._pidfile = Pidfile(pidfile) if pidfile is not None else None
         self._drain_began = 0.0
         self._finished_before = 0
 
         self._was_started_by_us = environment.GENERATION in os.environ
-        number = int(os.environ.pop(environment.GENERATION, "0") or 0)
+        number = _number(os.environ.pop(environment.GENERATION, ""))
         named = os.environ.pop(environment.PATH, "")
-        kept = (NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID)
+        kept = (NOTIFY_SOCKET, WATCHDOG_USEC)
         self.for_successor = {key: os.environ[key] for key in kept if key in os.environ}
         self.notifier = Notifier.from_environment(os.environ)
         self._signals = Signals(signals, self._on_signal)
@@ -168,32 +170,22 @@ class Service:
     def _choose_path(self, path: str | os.PathLike[str] | None, named: str) -> str | None:
         if path is None:
             return None
-        return os.path.abspath(os.fspath(path) or named or default_path(self.name, os.environ))
+        # Whoever started us waits at the path that it named, whatever this release would choose.
+        first, second = (named, os.fspath(path)) if self._was_started_by_us else (os.fspath(path), named)
+        return os.path.abspath(first or second or default_path(self.name, os.environ))
 
     def _acquire(self, number: int) -> None:
         """Inherit from the environment, else take over from a live owner, else become the one who binds."""
-        inherited = environment.take(os.environ, os.getpid())
-        if inherited:
-            sockets = []
-            for listener, fd in inherited:
-                if describe(fd) is None:
-                    raise ListenerError(f"LISTEN_FDS passes descriptor {fd} as {listener!r}, which is no socket")
-                sockets.append(socket_from_fd(fd))
-            self._found = Listeners([listener for listener, _ in inherited], sockets)
-            self._renumber(max(number, 1))
+        inherited = self._inherit()
+        self._renumber(max(number, 1))
         if self.path is None:
             return
         while True:
             if not inherited:
-                self._takeover = take(
-                    self.path,
-                    timeout=self.takeover_timeout,
-                    allow_uids=self.allow_uids,
-                    generation=number,
-                    absent_ok=number == 0,
-                )
+                self._takeover = self._take(number)
                 if self._takeover is not None:
-                    self._found = self._takeover.listeners
+                    self.holdings.came = self._takeover.listeners
+                    self.holdings.files = Files(self._takeover.files)
                     self.state = self._takeover.state
                     self._renumber(self._takeover.generation.number)
                     return
@@ -207,6 +199,31 @@ class Service:
                 continue  # somebody was quicker: it has the service, and we take it from there
             self.endpoint.generation = self.generation.number
             return
+
+    def _inherit(self) -> bool:
+        inherited = environment.take(os.environ, os.getpid())
+        for listener, fd in inherited:
+            if describe(fd) is None:
+                close_all([fd for _, fd in inherited])
+                raise ListenerError(f"LISTEN_FDS passes descriptor {fd} as {listener!r}, which is no socket")
+        sockets = [socket_from_fd(fd) for _, fd in inherited]
+        self.holdings.came = Listeners([listener for listener, _ in inherited], sockets)
+        return bool(inherited)
+
+    def _take(self, number: int) -> Takeover | None:
+        """From a live owner, waiting until it can; ``None`` where there is none, also because it died meanwhile."""
+        assert self.path is not None
+        try:
+            return take(
+                self.path,
+                timeout=self.takeover_timeout,
+                allow_uids=self.allow_uids,
+                generation=number,
+                absent_ok=True,
+                wake_fd=self.upgrader.interrupt.fileno(),
+            )
+        except Woken:
+            raise Aborted("a stop was asked for before this process had begun to take over", serving=OLD) from None
 
     def _renumber(self, number: int) -> None:
         self.generation = Generation(number, self.generation.pid, self.generation.started)
@@ -222,37 +239,27 @@ class Service:
 
     def listen_all(self, name: str, address: str) -> list[socket.socket]:
         """Every socket that ``address`` stands for; see ``listen``."""
-        spec = parse_bind(address)
-        check_name(name)
-        sockets = self._came(name, spec)
+        sockets = self.holdings.listen(
+            check_name(name), parse_bind(address), may_bind=self.state_word == STARTING and not self._is_child
+        )
         if not sockets:
-            if self.state_word != STARTING:
-                raise UpgradeError(f"{name!r} can't be bound after ready()", serving=OLD)
-            sockets = bind(spec)
-        self.held += [(name, sock) for sock in sockets]
+            raise UpgradeError(f"{name!r} can't be bound after ready()", serving=OLD)
         return sockets
-
-    def _came(self, name: str, spec: Any) -> list[socket.socket]:
-        """What was inherited or taken over as ``name`` (or nameless) and fits ``spec``."""
-        candidates = [sock for other, sock in self._found.unclaimed() if other == name and fits(spec, sock.fileno())]
-        if not candidates:
-            candidates = [
-                sock
-                for other, sock in self._found.unclaimed()
-                if (other.startswith("listener") or other == "unknown") and fits(spec, sock.fileno(), strictly=True)
-            ]
-        for sock in candidates:
-            self._found.claim(sock)
-        return candidates
 
     @property
     def listeners(self) -> Listeners:
         """What was inherited or taken over; taking one out of it keeps it."""
-        return self._found
+        return self.holdings.came
 
-    def adopt(self, name: str, sock: socket.socket) -> None:
-        """Hands ``sock`` over, too, whoever bound it."""
-        self.held.append((check_name(name), sock))
+    @property
+    def files(self) -> Files:
+        """The files that were taken over, as descriptors by name; taking one out keeps it."""
+        return self.holdings.files
+
+    def adopt(self, name: str, thing: Any) -> None:
+        """Hands ``thing`` on, too: a bound socket, whoever bound it, as a listener; any other file (a pipe, a memfd, a log),
+        or a descriptor of one, as a file. It is the service's from here on, which closes it at its end."""
+        self.holdings.adopt(name, thing)
 
     # --- hooks ----------------------------------------------------------------------------------------------
 
@@ -286,6 +293,8 @@ class Service:
         if self.state_word != STARTING:
             raise UpgradeError(f"ready() was said already; the service is {self.state_word}", serving=NEW)
         self.hooks.before("ready")
+        if self._stops.pending and self.wait(0):
+            raise Aborted("a stop was asked for before this process was ready", serving=OLD)
         if self._pidfile is not None and self._takeover is None:
             self._pidfile.claim()
         if self._takeover is not None and self.path is not None:
@@ -295,26 +304,29 @@ class Service:
             self.endpoint = registry.find(self.path)
             if self._pidfile is not None:
                 self._pidfile.take_over()
-        self._keep_claimed()
+        self.holdings.settle()
         self.owner = True
         self.become(SERVING)
         if self.endpoint is not None:
             self.endpoint.generation = self.generation.number
             self.endpoint.verbs.update(status=self._verb_status, upgrade=self._verb_upgrade, stop=self._verb_stop)
             self.endpoint.begin_offer(self.upgrader.greet, self.allow_uids)
-        self.notifier.ready(f"generation {self.generation.number} serves")
+        self.tell(lambda manager: manager.ready(f"generation {self.generation.number} serves"))
         if self._was_started_by_us and threading.current_thread() is threading.main_thread():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
         took = f", taken over from {self._takeover.peer}" if self._takeover is not None else ""
         self.say(f"generation {self.generation.number} serves{took}")
         self.hooks.after("ready")
+        if self.wait(0):  # it came while the commit was under way: too late to refuse the service
+            self.worker.post(lambda: self._stop("asked for before ready", False))
 
-    def _keep_claimed(self) -> None:
-        """Inherited listeners that the application took are handed on; the others are closed."""
-        for _, sock in self._found.unclaimed():
-            sock.close()
-        ours = {id(sock) for _, sock in self.held}
-        self.held += [pair for pair in self._found.claimed() if id(pair[1]) not in ours]
+    def tell(self, what: Callable[[Notifier], None]) -> None:
+        """Says something to the service manager. That it can't be told is no reason to fail: it is logged."""
+        if self.notifier:
+            try:
+                what(self.notifier)
+            except HandoffError as error:
+                self.say(str(error))
 
     async def ready_async(self, timeout: float | None = 60.0) -> None:
         """``ready()`` for asyncio. From here on hooks run in this event loop and may be coroutine functions."""
@@ -345,12 +357,11 @@ class Service:
         from .accept import AcceptLoop
 
         with AcceptLoop(self._accepting(listeners), self.gate, handler, **options) as loop:
-            while self.state_word not in (DRAINING, STOPPED):
+            while not self.draining:
                 loop.run()
-                while self.gate.closed:
-                    if self.wait(REOPEN_SECONDS):
-                        return self.verdict
-        return self.verdict
+                while self.gate.closed and not self.wait(REOPEN_SECONDS):
+                    pass  # until the end, or a rollback
+        return self.wait(0)
 
     async def serve_async(
         self,
@@ -364,25 +375,25 @@ class Service:
         from .accept import AcceptLoop
 
         with AcceptLoop(self._accepting(listeners), self.gate, handler, **options) as loop:
-            while self.state_word not in (DRAINING, STOPPED):
+            while not self.draining:
                 await loop.run_async()
-                while self.gate.closed and self.state_word not in (DRAINING, STOPPED):
+                while self.gate.closed and not self.draining:
                     await asyncio.sleep(REOPEN_SECONDS)
-        return self.verdict
+        return self.wait(0)
 
-    def _accepting(self, listeners: Iterable[socket.socket] | None) -> list[socket.socket]:
-        if not self.owner:
+    def _accepting(self, listeners: Iterable[socket.socket] | None) -> list[Any]:
+        if not (self.owner or self._is_child or self.draining):
             raise UpgradeError("accept only after ready(): until then another generation may", serving=OLD)
         if listeners is not None:
             return list(listeners)
-        return [sock for _, sock in self.held if sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)]
+        return [sock for _, sock in self.holdings.listeners if (what := describe(fileno(sock))) and what.listening]
 
     # --- waiting and ending ---------------------------------------------------------------------------------
 
     @property
     def draining(self) -> bool:
         """Whether this process shall end: say so in what it still answers (``Connection: close``)."""
-        return self.state_word == DRAINING
+        return self.state_word in (DRAINING, STOPPED) or (self._is_child and bool(self.wait(0)))
 
     def fileno(self) -> int:
         """Readable once this process shall drain and end: for any event loop. See ``wait``."""
@@ -390,12 +401,14 @@ class Service:
 
     def wait(self, timeout: float | None = None) -> str:
         """Blocks until this process shall end; returns why: ``"handed over"`` or ``"stop"``, or ``""`` after ``timeout``
-        seconds."""
+        seconds. In a forked worker it is always ``"stop"``."""
+        if self._closed:
+            return self.verdict or "stop"
         try:
             wait((self._ended.fileno(),), (), after(timeout))
         except DeadlineExceeded:
             return ""
-        return self.verdict
+        return self.verdict or "stop"
 
     async def wait_async(self) -> str:
         """``wait()`` for asyncio."""
@@ -403,7 +416,7 @@ class Service:
 
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        fd = self._ended.fileno()
+        fd = os.dup(self._ended.fileno())  # a loop has one callback for one descriptor, and several may wait
 
         def tell() -> None:
             if not ended.done():
@@ -414,7 +427,13 @@ class Service:
             await ended
         finally:
             loop.remove_reader(fd)
-        return self.verdict
+            os.close(fd)
+        return self.verdict or "stop"
+
+    def wait_old(self, timeout: float | None = None) -> bool:
+        """Waits until the generation from which this one took over has ended; whether it has. True at once where there was
+        none."""
+        return self._takeover is None or self._takeover.wait_old(timeout)
 
     def drain(self, grace: float | None = -1.0) -> DrainReport:
         """Closes the gate and waits until nobody is inside, at most ``grace`` seconds (default: the service's; ``None``: for
@@ -462,7 +481,8 @@ class Service:
 
     def hurry(self) -> None:
         """Ends a drain now."""
-        self._hurry.set()
+        if not self._closed:
+            self._hurry.set()
 
     def close(self) -> None:
         """Ends the service in this process: closes its descriptors; the last owner removes its paths and the pidfile. Call it
@@ -471,31 +491,37 @@ class Service:
             if self._closed:
                 return
             self._closed = True
-        final = self.owner
-        self.upgrader.interrupt.set()
-        self.worker.end()
-        self._signals.restore()
-        if self._takeover is not None:
-            if self.state_word == STARTING:
-                self._takeover.abort("the new side ended before it was ready")
-            self._takeover.close()
-        self.upgrader.close()
-        if self.endpoint is not None and self.path is not None:
-            self.endpoint.end_offer()
-            registry.remove(self.path) if final or self.state_word == STARTING else registry.forget(self.path)
-        for _, sock in self.held:
-            if final:
-                _unlink(sock)
-            sock.close()
-        self._found.close()
-        if self._pidfile is not None and final:
-            self._pidfile.release()
+        final, unborn = self.owner, self.state_word == STARTING
+        if not self._is_child:
+            self._end_duties(unborn)
+            if final or unborn:
+                self.holdings.unlink(all=final)
+            if self._pidfile is not None and final:
+                self._pidfile.release()
+            self._hurry.close()
+        self.holdings.close()
         self.gate.release()
-        self._hurry.close()
         self._ended.close()
         self.state_word = STOPPED
         if self in _services:
             _services.remove(self)
+
+    def _end_duties(self, unborn: bool) -> None:
+        """Nobody is answered, heeded or handed anything from here on."""
+        self.upgrader.interrupt.set()
+        self.hooks.end()
+        self.worker.end()
+        self._signals.restore()
+        if self._takeover is not None:
+            if unborn:
+                self._takeover.abort("the new side ended before it was ready")
+                # What came is closed, by it.
+                self.holdings.files = Files()
+            self._takeover.close()
+        self.upgrader.close()
+        if self.endpoint is not None and self.path is not None:
+            self.endpoint.end_offer()
+            registry.remove(self.path) if self.owner or unborn else registry.forget(self.path)
 
     def __enter__(self) -> Service:
         return self
@@ -510,9 +536,11 @@ class Service:
         process about to drain (``wait()`` returns). Raises, with this process serving on: ``InProgress``, ``Vetoed``,
         ``SuccessorDied``, ``NotReady``, ``Aborted``, ``RolledBack``, ``SystemCallError`` (the command can't be started),
         ``UpgradeError``."""
-        if self.worker.is_me():
+        if self.worker.is_me() or self.hooks.is_loop_thread():
             raise UpgradeError(
-                "upgrade() can't be called from a hook: return, and let another thread call it", serving=OLD
+                "upgrade() would wait for itself here: from a hook return, and let another thread call it; in an event "
+                "loop await upgrade_async()",
+                serving=OLD,
             )
         self.claim_turn()
         outcome: list[Handed | BaseException] = []
@@ -520,6 +548,7 @@ class Service:
 
         def job() -> None:
             try:
+                self.check_turn()
                 outcome.append(self.upgrader.upgrade())
             except BaseException as error:
                 outcome.append(error)
@@ -541,6 +570,10 @@ class Service:
     def claim_turn(self) -> None:
         """One upgrade at a time: from here on others are told so."""
         with self._lock:
+            # In this order: a stop that is asked for from here on interrupts the upgrade, an earlier one is seen below.
+            self.upgrader.interrupt.clear()
+            if self._stops.pending:
+                raise UpgradeError("this process is about to stop: it can't be upgraded any more", serving=OLD)
             if self.state_word == STARTING:
                 raise UpgradeError("this process is not ready yet: it can't be upgraded before", serving=OLD)
             if self.state_word in (UPGRADING, PROBATION):
@@ -550,18 +583,30 @@ class Service:
             if self.path is None or self.endpoint is None:
                 raise Unsupported("this service has no handoff path, so it can't be upgraded", serving=OLD)
             self.state_word = UPGRADING
-            self.upgrader.interrupt.clear()
+
+    def check_turn(self) -> None:
+        """In the service's thread: whether the turn that was claimed still holds."""
+        if self.state_word != UPGRADING:
+            raise Aborted("a stop came before the upgrade had begun", serving=OLD)
 
     def make_state(self) -> bytes:
         if self._state_hook is None:
             return b""
-        made: bytes = self.hooks.call(self._state_hook)
+        try:
+            made = self.hooks.call(self._state_hook)
+            if not isinstance(made, bytes):
+                raise TypeError(f"it returned {type(made).__name__}, not bytes")
+        except Exception as error:
+            raise Vetoed(f"the state could not be made: {error or type(error).__name__}", serving=OLD) from error
         return made
 
     def take_back(self) -> None:
         """The service is ours again, after probation failed: what had changed hands at *ready* changes back."""
         if self._pidfile is not None:
-            self._pidfile.take_over()
+            try:
+                self._pidfile.take_over()
+            except HandoffError as error:
+                self.say(str(error))
         self.hooks.after("rollback")
 
     def offer_again(self) -> None:
@@ -590,27 +635,19 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """What ``fdhandoff-cli status`` shows: see docs/reference/cli.md."""
-        listeners = []
-        for name, sock in self.held:
-            description = describe(sock.fileno())
-            queue = listener_queue(sock.fileno())
-            listeners.append(
-                {
-                    "name": name,
-                    "address": description.address if description is not None else "",
-                    "queue": queue[0] if queue else None,
-                    "backlog": queue[1] if queue else None,
-                }
-            )
         counters = self.gate.counters
+        taker = self.endpoint.taker if self.endpoint is not None else None
         return {
+            "master": None,
             "service": self.name,
             "pid": os.getpid(),
+            "uid": os.geteuid(),
             "since": self._since,
             "state": self.state_word,
             "generation": self.generation.number,
             "path": self.path,
-            "listeners": listeners,
+            "taker": taker.pid if taker is not None else None,
+            "listeners": self.holdings.status(),
             "counters": {name: getattr(counters, name) for name in counters.__slots__},
             "last_upgrade": self.upgrader.last,
         }
@@ -619,6 +656,8 @@ class Service:
 
     def _on_signal(self, name: str, action: str) -> None:
         """In the main thread, between two instructions: only passes it on."""
+        if self._closed:
+            return
         if action == STOP:
             self._ask_stop(name, by_signal=True)
         else:
@@ -636,6 +675,8 @@ class Service:
         self.hooks.after(name)
 
     def _ask_stop(self, why: str, *, by_signal: bool = False) -> None:
+        if self._closed:
+            return
         verdict = self._stops.judge(by_signal=by_signal)
         if verdict == StopRequests.FIRST:
             self.upgrader.interrupt.set()
@@ -653,15 +694,21 @@ class Service:
             self.upgrader.interrupt.clear()
             self.say(f"stop ({why}) was vetoed: {error}")
             return
-        if self.state_word not in (DRAINING, STOPPED):
+        if self.state_word == STARTING:
+            self.say(f"stopping before it is ready: {why}")
+            self.verdict = "stop"
+            if self._takeover is not None:
+                self._takeover.cancel()
+            self._ended.set()
+        elif self.state_word not in (DRAINING, STOPPED):
             self.say(f"stopping: {why}")
             if self.endpoint is not None:
                 self.endpoint.why_not = "stopping"
                 self.endpoint.end_offer()
             if self.owner:
-                self.notifier.stopping("draining")
-            self.gate.close()
+                self.tell(lambda manager: manager.stopping("draining"))
             self.finish("stop")
+            self.gate.close()
         if by_signal:
             self.hooks.after(why)
         self.hooks.after("stop")
@@ -670,6 +717,7 @@ class Service:
         """From here on this process drains: whoever waits for it is told."""
         self.verdict = verdict
         self._drain_began = time.monotonic()
+        self._finished_before = self.gate.counters.finished
         self.become(DRAINING)
         self._ended.set()
 
@@ -685,19 +733,26 @@ class Service:
         print(line, file=sys.stderr, flush=True)
 
     def forget_in_child(self) -> None:
-        """After fork, in the child, which is a worker of ours: it has neither our thread nor our duties."""
+        """After fork, in the child, which is a worker of ours: it has neither our thread nor our duties. It keeps the
+        listeners, the gate, and the descriptor that tells the end."""
+        self._is_child = True
+        self.owner = False
+        self._lock = threading.Lock()
         self._signals.forget_in_child()
         self.worker.forget_in_child()
-        self.upgrader.interrupt.close()
+        self.upgrader.forget_in_child()
+        if self._takeover is not None:
+            self._takeover.forget_in_child()
+        if self._pidfile is not None:
+            self._pidfile.forget_in_child()
         self._hurry.close()
-        self._ended.close()
 
 
-def _unlink(sock: socket.socket) -> None:
-    """The name of a Unix listener goes with its last owner, if it is still this socket's."""
-    description = describe(sock.fileno()) if sock.fileno() >= 0 else None
-    if description is not None and description.address.startswith("unix:/"):
-        unlink_control(description.address[5:], sock)
+def _number(text: str) -> int:
+    """The generation's number that our starter gave us; 0 for none."""
+    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise EnvironmentInvalid(f"{environment.GENERATION}={text!r} is not a number: unset it")
+    return int(text or 0)
 
 
 _services: list[Service] = []

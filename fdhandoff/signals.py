@@ -80,6 +80,10 @@ class StopRequests:
             return self.FIRST
         return self.SAME if by_signal and now - self._asked < SAME_SECONDS else self.HURRY
 
+    @property
+    def pending(self) -> bool:
+        return bool(self._asked)
+
     def forget(self) -> None:
         """The first one was vetoed: the next is a first one again."""
         self._asked = 0.0

@@ -464,6 +464,17 @@ class Takeover:
             raise PeerGone(f"{self.peer} can't take the service back any more: this process owns it", serving=NEW)
         self.close()
 
+    def cancel(self) -> None:
+        """Makes a ``ready()`` that waits, or comes, give up with ``Aborted``; nothing once the service is ours."""
+        self._wake.set()
+
+    def forget_in_child(self) -> None:
+        """After fork, in the child: its copies of the conversation's descriptors are closed, nothing is said."""
+        if not self._closed:
+            self._closed = True
+            self._conversation.close()
+            self._wake.close()
+
     def close(self) -> None:
         """Ends the conversation. Before the commit everything that came is closed; afterwards it is the application's."""
         if self._closed:

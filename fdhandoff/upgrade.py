@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,10 @@ from .errors import (
     NotReady,
     RolledBack,
     SuccessorDied,
+    Unconfirmed,
 )
 from .handoff import Handed, Handoff, Offering
 from .inventory import collect
-from .listener import Listener
 from .offer import internal_items
 from .successor import start
 from .system.channel import Woken, wait
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .system.process import Process
 
 _NOTIFY_SECONDS = 5.0
+_PROOF_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 
 
@@ -50,13 +52,24 @@ class Upgrader:
         self.interrupt = Wake()
         self.last: dict[str, Any] | None = None
         self.handoff: Handoff | None = None
+        self._conversation: Conversation | None = None
         self._expected = 0
+        self._announced = False  # to the service manager, that a reload has begun
+        self._lock = threading.Lock()
         self._takers: deque[tuple[Conversation, Hello]] = deque()
         self._taker_came = Wake()
 
     def close(self) -> None:
         if self.handoff is not None:
             self.handoff.close()
+        for wake in (self.interrupt, self._taker_came):
+            wake.close()
+
+    def forget_in_child(self) -> None:
+        """After fork, in the child: its copies of our descriptors are closed, nothing is said."""
+        self._lock = threading.Lock()
+        if self._conversation is not None:
+            self._conversation.close()
         for wake in (self.interrupt, self._taker_came):
             wake.close()
 
@@ -69,9 +82,11 @@ class Upgrader:
         child: Process | None = None
         try:
             service.hooks.before("upgrade")
-            service.notifier.reloading(f"starting generation {number}")
+            service.tell(lambda manager: manager.reloading(f"starting generation {number}"))
+            self._announced = True
             assert service.path is not None
-            self._expected = number
+            with self._lock:
+                self._expected = number
             child = start(
                 service.command,
                 path=service.path,
@@ -84,14 +99,25 @@ class Upgrader:
         except BaseException as error:
             if child is not None:
                 _end(child)
+            if isinstance(error, HandoffError) and service.owner:
+                error.serving = OLD
+            self._expect_nobody()
             self._failed(error, number, began)
             raise
-        finally:
-            self._expected = 0
+        self._expect_nobody()
         self._succeeded(handed, began)
         service.hooks.after("upgrade")
         child.close()
         return handed
+
+    def _expect_nobody(self) -> None:
+        with self._lock:
+            self._expected = 0
+            late = list(self._takers)
+            self._takers.clear()
+            self._taker_came.clear()
+        for conversation, _ in late:
+            self._refuse(conversation, "the upgrade that you were started for is over")
 
     def _await_taker(self, child: Process) -> tuple[Conversation, Hello]:
         """The child (or who it started) comes for the service: its conversation."""
@@ -122,12 +148,14 @@ class Upgrader:
 
     def greet(self, conversation: Conversation, hello: Hello) -> None:
         service = self.service
-        if self._expected:
-            if hello.generation == self._expected:
+        with self._lock:
+            expected = self._expected
+            if expected and hello.generation == expected:
                 self._takers.append((conversation, hello))
                 self._taker_came.set()
-            else:
-                self._refuse(conversation, "an upgrade is under way, and this is not the process that it started")
+                return
+        if expected:
+            self._refuse(conversation, "an upgrade is under way, and this is not the process that it started")
             return
         try:
             service.claim_turn()
@@ -146,6 +174,12 @@ class Upgrader:
         began = time.monotonic()
         number = self.service.generation.number + 1
         try:
+            service = self.service
+            try:
+                service.check_turn()
+            except HandoffError as error:
+                self._refuse(conversation, str(error))
+                return
             handed = self._hand_over(conversation, hello, None)
         except Exception as error:
             self._failed(error, number, began)
@@ -158,13 +192,16 @@ class Upgrader:
 
     def _hand_over(self, conversation: Conversation, hello: Hello, child: Process | None) -> Handed:
         service = self.service
+        self._conversation = conversation
         conversation.wake_fd = self.interrupt.fileno()
-        handoff = Handoff(conversation, self._offering())
+        handoff: Handoff | None = None
         try:
+            handoff = Handoff(conversation, self._offering())
             service.hooks.before("offer")
             handoff.offer(hello)
+            service.hooks.after("offer")
             handoff.await_ready()
-            handoff.commit()
+            self._commit(handoff, child)
             service.become("probation")
             service.say(
                 f"{handoff.handed.generation} serves; this process stays for {format_duration(service.probation)}"
@@ -174,7 +211,8 @@ class Upgrader:
         except BaseException as error:
             if not conversation.session.final:
                 conversation.abort("failed", str(error))
-            handoff.close()
+            conversation.close()
+            self._conversation = None
             if not conversation.session.owns:
                 self._lose()
             raise
@@ -182,6 +220,16 @@ class Upgrader:
         self._lose()
         self._name_main_process(handoff.handed, child)
         return handoff.handed
+
+    def _commit(self, handoff: Handoff, child: Process | None) -> None:
+        try:
+            handoff.commit()
+        except Unconfirmed:
+            # Our own child can be ended, which is the proof of death that lets us take the service back.
+            if child is None or child.pid != handoff.conversation.peer.pid:
+                raise
+            child.signal(signal.SIGKILL)
+            handoff.await_serving(after(_PROOF_SECONDS))
 
     def _offering(self) -> Offering:
         service, endpoint = self.service, self.service.endpoint
@@ -194,9 +242,8 @@ class Upgrader:
             final = service.make_state()
             return final if final != offered else None
 
-        listeners = [Listener(name, sock) for name, sock in service.held]
         return Offering(
-            [*collect(listeners), *internal_items(endpoint, service.gate)],
+            [*collect(service.holdings.items()), *internal_items(endpoint, service.gate)],
             generation=service.generation.number + 1,
             state=offered,
             ready_timeout=service.ready_timeout,
@@ -217,20 +264,19 @@ class Upgrader:
     def _name_main_process(self, handed: Handed, child: Process | None) -> None:
         """Only our own child is in our unit. Told after probation: a main process that dies ends the unit, and with it whoever
         could have taken the service back."""
-        notifier = self.service.notifier
-        if not notifier:
-            return
         if child is None:
-            notifier.stopping(f"{handed.generation} serves, elsewhere")
+            self.service.tell(lambda manager: manager.stopping(f"{handed.generation} serves, elsewhere"))
             return
         same = child.pid == handed.peer.pid and child.pidfd >= 0
-        notifier.main_pid(handed.peer.pid, child.pidfd if same else None, ready=True)
-        notifier.barrier(after(_NOTIFY_SECONDS))
+        pidfd = child.pidfd if same else None
+        self.service.tell(lambda manager: manager.main_pid(handed.peer.pid, pidfd, ready=True))
+        self.service.tell(lambda manager: manager.barrier(after(_NOTIFY_SECONDS)))
 
     # --- the outcome --------------------------------------------------------------------------------------------
 
     def _failed(self, error: BaseException, number: int, began: float) -> None:
         service = self.service
+        announced, self._announced = self._announced, False
         rolled_back = isinstance(error, RolledBack)
         self._note("rolled back" if rolled_back else "failed", str(error), number, began)
         if service.owner:
@@ -238,7 +284,8 @@ class Upgrader:
             service.offer_again()
             if rolled_back:
                 service.take_back()
-            service.notifier.ready(f"generation {service.generation.number} serves")
+            if announced:
+                service.tell(lambda manager: manager.ready(f"generation {service.generation.number} serves"))
         else:
             service.finish("handed over")
         service.say(f"upgrade to generation {number} failed: {error}")

@@ -27,7 +27,10 @@ class Worker:
 
     def post(self, job: Callable[[], None]) -> None:
         self._jobs.append(job)
-        self._mail.set()
+        try:
+            self._mail.set()
+        except OSError:
+            pass  # it has ended
 
     def is_me(self) -> bool:
         return threading.current_thread() is self._thread
@@ -38,7 +41,6 @@ class Worker:
         self._mail.set()
         if not self.is_me():
             self._thread.join()
-            self._mail.close()
 
     def forget_in_child(self) -> None:
         """After fork, in the child, which has no such thread."""
@@ -48,9 +50,13 @@ class Worker:
         while not self._ending or self._jobs:
             wait((self._mail.fileno(),), (), FOREVER)
             self._mail.clear()
-            while self._jobs:
-                try:
-                    self._jobs.popleft()()
-                except Exception:
-                    # A fault in one job must not make the owner deaf for the next: it is shown.
-                    sys.excepthook(*sys.exc_info())
+            self._work()
+        self._mail.close()
+
+    def _work(self) -> None:
+        while self._jobs:
+            try:
+                self._jobs.popleft()()
+            except Exception:
+                # A fault in one job must not make the owner deaf for the next: it is shown.
+                sys.excepthook(*sys.exc_info())

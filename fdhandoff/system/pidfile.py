@@ -81,6 +81,12 @@ class Pidfile:
             self._fd = -1
         return removed
 
+    def forget_in_child(self) -> None:
+        """After fork, in the child: its copy of the lock, which would outlive its parent's, is closed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     @property
     def owned(self) -> bool:
         """Whether the file at the path is the one that this process wrote."""
