@@ -1378,13 +1378,26 @@ static int become(const struct fdh_spawn *spawn) {
     return 0;
 }
 
-static int prepare_child(struct child *child) {
-    const struct fdh_spawn *spawn = child->spawn;
+/* Every disposition becomes the default. On Linux by raw system calls: the C library refuses to touch 32 and 33, which it
+ * uses itself, yet an ancestor may have left those ignored (seen; test: ignored_signals_are_default_again_…). */
+static void reset_signals(void) {
+#if defined(__linux__)
+    /* All zero, whatever the architecture's order of members: SIG_DFL, no flags, an empty mask. */
+    static const uint64_t standard[16];
+    for (int number = 1; number < _NSIG; number++)
+        syscall(SYS_rt_sigaction, number, standard, NULL, (size_t)(_NSIG / 8)); /* KILL and STOP refuse */
+#else
     struct sigaction standard;
     memset(&standard, 0, sizeof standard);
     standard.sa_handler = SIG_DFL;
     for (int number = 1; number < NSIG; number++)
-        sigaction(number, &standard, NULL); /* refused for KILL, STOP and the C library's own: they are default */
+        sigaction(number, &standard, NULL);
+#endif
+}
+
+static int prepare_child(struct child *child) {
+    const struct fdh_spawn *spawn = child->spawn;
+    reset_signals();
 
     child->step = FDH_STEP_GROUP;
     if (spawn->own_group == 2 ? setsid() < 0 : spawn->own_group == 1 && setpgid(0, 0) < 0)
