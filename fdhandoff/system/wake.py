@@ -23,6 +23,8 @@ class Wake:
         return self._read
 
     def set(self) -> None:
+        if self._write < 0:
+            return
         try:
             os.write(self._write, (1).to_bytes(8, "little"))
         except BlockingIOError:
