@@ -7,7 +7,6 @@ drain. Names are imported when they are first used, so that ``import fdhandoff``
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -40,7 +39,10 @@ _HOMES.update(dict.fromkeys(_ERRORS, "errors"))
 
 __all__ = ["__version__", *_HOMES]
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .accept import (
         AcceptLoop as AcceptLoop,
         CountedSocket as CountedSocket,

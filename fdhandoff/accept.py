@@ -10,7 +10,6 @@ import errno
 import select
 import socket
 from itertools import repeat
-from typing import TYPE_CHECKING
 
 from .connection import Accepted, CountedSocket
 from .errors import GateClosed, ListenerMismatch, SystemCallError
@@ -18,6 +17,7 @@ from .system.fds import describe
 from .system.native import FDH_CLOSED, FDH_FULL, FDH_PAUSE, check, ffi, lib
 from .system.wake import Wake
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Iterable

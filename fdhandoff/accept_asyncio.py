@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any
 
 from .accept import LOOK, Pause
 from .system.native import FDH_CLOSED, FDH_FULL, FDH_PAUSE
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from .accept import AcceptLoop, Acceptor
 

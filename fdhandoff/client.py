@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
 
 from .deadline import after
 from .errors import (
@@ -24,8 +23,10 @@ from .system.fds import close_all
 from .system.paths import connect_control
 from .system.process import peer
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 
 def ask(

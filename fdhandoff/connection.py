@@ -5,10 +5,10 @@ from __future__ import annotations
 import _socket
 import os
 import socket
-from typing import TYPE_CHECKING
 
 from .errors import GateClosed
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .door import Door
     from .gate import Gate

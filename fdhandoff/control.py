@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from .conversation import Conversation
 from .deadline import after, passed, remaining
@@ -34,9 +33,11 @@ from .system.fds import close_all, listener_queue
 from .system.process import Peer, Process, peer, peer_process
 from .system.wake import Wake
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from .listener import Entry
 

@@ -6,14 +6,13 @@ make its wake descriptor readable.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .deadline import FOREVER, after, passed
 from .errors import DeadlineExceeded, PeerGone, ProtocolError
 from .protocol.messages import Abort, Message
 from .system.channel import Woken, wait
 from .system.fds import close_all
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -138,7 +137,7 @@ class Conversation:
 
     def last_words(self) -> list[tuple[Message, list[int]]]:
         """What the peer had said before it hung up and nobody has heard yet, as far as it makes sense."""
-        words = []
+        words: list[tuple[Message, list[int]]] = []
         try:
             while True:
                 self._read()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from types import MethodType
-from typing import TYPE_CHECKING
 
 from .system.native import lib
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

@@ -12,7 +12,6 @@ import os
 import select
 import weakref
 from types import MethodType
-from typing import TYPE_CHECKING
 
 from .counters import Counters, CountersView, Slot, counters_of, new_handle, slots_of
 from .deadline import FOREVER, after, passed, remaining
@@ -21,6 +20,7 @@ from .errors import DeadlineExceeded, GateClosed, Unsupported
 from .settling import Settler
 from .system.native import FDH_AGAIN, check, ffi, lib
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable

@@ -5,7 +5,6 @@ itself.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from .conversation import Gone
 from .deadline import after, passed
@@ -44,6 +43,7 @@ from .system.channel import Woken
 from .system.fds import close_all
 from .system.process import Process
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

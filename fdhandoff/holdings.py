@@ -4,7 +4,6 @@ generation, and is closed at the end."""
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from .errors import ListenerError
 from .inventory import fits
@@ -13,9 +12,11 @@ from .system.fds import describe, listener_queue
 from .system.paths import unlink_control
 from .system.sockets import bind
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from .system.sockets import BindSpec
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Any
 
 from .errors import OLD, ListenerError, ListenerMismatch, SystemCallError
 from .listener import (
@@ -21,8 +20,10 @@ from .listener import (
 )
 from .system.fds import describe
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
     from .system.sockets import BindSpec
 

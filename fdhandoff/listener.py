@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket as _socket
     from collections.abc import Iterator, Sequence
+    from typing import Any
 
 KIND_LISTENER = 1
 KIND_FILE = 2

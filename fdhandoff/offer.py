@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
 
 from . import registry
 from .control import refuse
@@ -17,6 +16,7 @@ from .listener import KIND_CONTROL, KIND_COUNTERS
 from .system.channel import Woken, wait
 from .system.wake import Wake
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 

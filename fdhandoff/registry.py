@@ -9,11 +9,11 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from typing import TYPE_CHECKING
 
 from .control import Endpoint, Loop
 from .system.paths import bind_control, identity, unlink_control
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 

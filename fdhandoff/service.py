@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
 
 from . import registry
 from .deadline import FOREVER, after, format_duration
@@ -50,9 +49,11 @@ from .takeover import Takeover, take
 from .upgrade import Upgrader
 from .worker import Worker
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
 
     from .connection import CountedSocket
     from .control import Endpoint, Reply

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import errno
 from _thread import allocate_lock
-from typing import TYPE_CHECKING
 
 from .counters import slots_of
 from .errors import SystemCallError
 from .system.native import check, ffi, lib
 from .system.process import Process
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

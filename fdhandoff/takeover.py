@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
 
 from . import registry
 from .conversation import Conversation, Gone
@@ -64,9 +63,11 @@ from .system.paths import ABSENT, STALE, connect_control
 from .system.process import Peer, Process, peer, peer_process
 from .system.wake import Wake
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 _RETRY_FIRST, _RETRY_LAST = 0.005, 0.1
 

@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from . import registry
 from .control import refuse
@@ -32,7 +31,10 @@ from .successor import start
 from .system.channel import Woken, wait
 from .system.wake import Wake
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .conversation import Conversation
     from .protocol.messages import Hello
     from .service import Service

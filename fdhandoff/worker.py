@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
 from .deadline import FOREVER
 from .system.channel import wait
 from .system.wake import Wake
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

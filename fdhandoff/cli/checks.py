@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from typing import TYPE_CHECKING, Any
 
 from ..system.native import features
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 

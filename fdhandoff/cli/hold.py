@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
 
 from .. import registry
 from ..deadline import FOREVER
@@ -25,9 +24,11 @@ from .hearing import STOPS, Hearing
 from .offers import Offers
 from .outcome import UsageError, say
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
+    from typing import Any
 
     from ..handoff import Handed
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from .. import registry
 from ..deadline import after
@@ -24,8 +23,10 @@ from ..offer import send
 from ..system.channel import wait
 from ..system.wake import Wake
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from ..handoff import Handed
     from ..listener import Listener

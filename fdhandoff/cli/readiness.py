@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from ..deadline import format_duration, parse_duration
 from ..errors import Unsupported
 from ..system.attention import look
 from ..system.notify import NotifyListener
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from ..errors import HandoffError, SystemCallError
 from ..master.options import KERNEL, SHARED, Options, parse_canary, parse_readiness
 from .arguments import Parser, checked, duration
 from .outcome import NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, Failure, UsageError, say
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 

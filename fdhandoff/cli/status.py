@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
 
 from ..client import ask
 from ..deadline import format_duration
@@ -15,8 +14,10 @@ from ..system.process import command_name
 from .arguments import Parser, add_json, add_path, add_users, chosen_path, duration
 from .outcome import code_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from typing import Any
 
 EPILOG = """\
 examples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from ..errors import HandoffError
 from ..system import environment
@@ -13,6 +12,7 @@ from ..system.notify import Notifier
 from ..system.paths import check_directory, default_path
 from .checks import MISSING, OK, WARN, Answer, read
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

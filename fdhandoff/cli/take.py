@@ -4,8 +4,6 @@ ends or somebody else has taken the service from here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..errors import HandoffError
 from . import command
 from .arguments import Parser, add_json, add_path, add_socket, add_users, checked, chosen_path, duration
@@ -13,6 +11,7 @@ from .hearing import Hearing, Interrupted, forwardable
 from .outcome import OWN_FAILURE, SIGNALLED, Failure
 from .readiness import parse_ready
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import time
-from typing import TYPE_CHECKING, Any
 
 from .. import registry
 from ..deadline import FOREVER, after, format_duration, passed
@@ -21,8 +20,10 @@ from . import command
 from .booting import Booting
 from .offers import Offers
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from typing import Any
 
     from ..takeover import Takeover
     from .hearing import Hearing

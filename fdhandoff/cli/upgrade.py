@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
 
 from ..client import ask
 from ..deadline import format_duration
@@ -12,8 +11,10 @@ from ..errors import HandoffError
 from .arguments import Parser, add_json, add_path, add_users, chosen_path, duration
 from .outcome import code_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from typing import Any
 
 EPILOG = """\
 examples:

@@ -9,11 +9,11 @@ Too few when the header is complete: some were lost. Any left when no frame is b
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from ..errors import ProtocolError
 from .messages import BY_TYPE, Items, Message, decode_payload, encode_payload
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 

@@ -8,12 +8,14 @@ The normative description, with byte tables, is ``docs/reference/protocol.md``.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ProtocolError
 from ..listener import Entry, check_name
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
     from typing_extensions import dataclass_transform
 else:
 
@@ -33,7 +35,7 @@ _TAG = struct.Struct("!HI")
 _NUMBER_FIELD = struct.Struct("!HIQ")
 _NUMBER = struct.Struct("!Q")
 
-Field = tuple[int, str, str, Any]  # tag, attribute, type, default (None: required)
+Field = tuple[int, str, str, object]  # tag, attribute, type, default (None: required)
 
 
 @dataclass_transform(kw_only_default=True)

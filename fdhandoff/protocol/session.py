@@ -7,8 +7,6 @@ caller then lets ``bad`` (or an abort) happen.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..errors import LocalProtocolError, ProtocolError
 from . import frames
 from .messages import (
@@ -25,6 +23,7 @@ from .messages import (
 )
 from .states import FIRST, OWNER, OWNS, is_final, transition
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 

@@ -17,7 +17,9 @@ are generated from it.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 OWNER: Final = "owner"  # the old side
 TAKER: Final = "taker"  # the new side

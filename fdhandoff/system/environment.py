@@ -9,13 +9,13 @@ them, whatever it finds in them.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from ..errors import EnvironmentInvalid
 from ..listener import check_name
 from .fds import is_open, set_cloexec
 from .native import ffi, lib
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
 

@@ -23,11 +23,11 @@ import os
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING
 
 from ..errors import ListenerMismatch
 from .native import check, ffi, lib
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

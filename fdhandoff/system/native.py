@@ -7,8 +7,6 @@ conditions it may report. Every call releases the interpreter lock while it runs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..errors import SystemCallError
 
 try:
@@ -19,6 +17,7 @@ except ImportError as error:
         "install a wheel, or build it in place with: python build_ffi.py --in-place"
     ) from error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 

@@ -14,7 +14,6 @@ import socket
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from ..deadline import FOREVER, after, passed, remaining
 from ..errors import DeadlineExceeded, EnvironmentInvalid, SystemCallError, Unsupported
@@ -23,6 +22,7 @@ from .fds import close_all
 from .native import FDH_FDS_MAX
 from .process import pidfd_id
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
 

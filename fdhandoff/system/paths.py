@@ -20,12 +20,12 @@ import stat
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from ..deadline import after, passed, remaining
 from ..errors import DeadlineExceeded, HandoffError, PathError, PathInUse, SystemCallError
 from .process import command_name, peer
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

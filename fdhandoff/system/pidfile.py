@@ -17,12 +17,12 @@ import os
 import stat
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from ..errors import HandoffError, PathError, PidfileLocked, SystemCallError
 from .paths import Lock, identity
 from .process import command_name, exists, start_time
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     Path = str | os.PathLike[str]
 

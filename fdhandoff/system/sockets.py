@@ -23,7 +23,6 @@ import errno
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING
 
 from ..errors import PathInUse, SystemCallError, Unsupported
 from ..listener import check_name
@@ -31,6 +30,7 @@ from . import paths
 from .fds import unix_text
 from .process import command_name
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
