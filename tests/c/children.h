@@ -89,7 +89,7 @@ MAYBE_UNUSED static void be_the_child(int argc, char **argv)
 static char listen_pid[FDH_LISTEN_PID_ROOM];
 static char out_number[16];
 static char *report_argv[] = {own_path, (char *)(uintptr_t)"--report", out_number, NULL};
-static char *hold_argv[] = {own_path, (char *)(uintptr_t)"--hold", NULL};
+MAYBE_UNUSED static char *hold_argv[] = {own_path, (char *)(uintptr_t)"--hold", NULL};
 static char *plain_env[] = {(char *)(uintptr_t)"OTHER=thing", listen_pid, NULL};
 
 /* A specification that lets the child report to its descriptor `out`. */
