@@ -184,6 +184,12 @@ class Endpoint:
                     channel, "starting", f"the owner (pid {os.getpid()}) does not offer the service yet", os.getpid()
                 )
             return
+        session = Session(OWNER)
+        try:
+            session.receive(hello)
+        except ProtocolError:
+            close_all(fds)
+            raise
         try:
             process = identify(channel, guest, fds)
         except ProtocolError as error:
@@ -192,9 +198,7 @@ class Endpoint:
         if guest.pid <= 0 and process is not None:
             guest = Peer(process.pid, guest.uid, guest.gid)
         self.taker = guest
-        conversation = Conversation(Session(OWNER), channel, guest, process)
-        conversation.session.receive(hello)
-        greeter(conversation, hello)
+        greeter(Conversation(session, channel, guest, process), hello)
 
     def answer(self, channel: Channel, guest: Peer, request: Request) -> None:
         reply = Reply(channel, guest)
