@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import select
-from typing import TYPE_CHECKING
 
 from ..deadline import FOREVER, remaining
 from ..errors import DeadlineExceeded, PeerGone, ProtocolError, SystemCallError
 from .native import FDH_AGAIN, FDH_EOF, ffi, lib
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
 _BUFFER = 256 * 1024
-_FDS = 1024
+# Room for one message's descriptors and no more: then the first is acknowledged while the next is under way, instead of
+# the sender waiting until all that its window allows was read.
+_FDS = 253
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
