@@ -1561,6 +1561,7 @@ struct program {
     size_t n;
 };
 
+/* The longest program has 60 instructions (test: the_longest_program_fits). */
 static void emit(struct program *p, int op, uint32_t k) {
     struct fdh_instruction *at = &p->code[p->n++];
     at->code = (uint16_t)op;
@@ -1610,20 +1611,21 @@ static void emit_mix(struct program *p) {
     emit(p, OP_XOR_X, 0);
 }
 
+/* A := A ^ what is loaded. */
 static void emit_fold(struct program *p, int load, uint32_t offset) {
     emit(p, OP_TAX, 0);
     emit(p, load, offset);
     emit(p, OP_XOR_X, 0);
-    emit_mix(p);
 }
 
 static void emit_flow_of(struct program *p, bool v6) {
     emit(p, OP_LOAD_WORD, NET_OFF + (v6 ? 8 : 12));
     emit_mix(p);
-    if (v6)
+    if (v6) {
         emit_fold(p, OP_LOAD_WORD, NET_OFF + 20); /* with the first word: network and host; two are enough */
+        emit_mix(p);
+    }
     emit_fold(p, OP_LOAD_HALF, NET_OFF + (v6 ? 40 : 20));
-    emit_mix(p);
 }
 
 /* M[0] := a hash of source address and port. */
@@ -1641,6 +1643,8 @@ static void emit_flow(struct program *p, int family) {
         emit_flow_of(p, false);
         p->code[over].k = (uint32_t)(p->n - over - 1);
     }
+    emit_mix(p);
+    emit_mix(p);
     emit(p, OP_STORE, 0);
 }
 
