@@ -13,12 +13,12 @@ import os
 import select
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from ..deadline import passed, remaining
 from ..errors import SystemCallError, Unsupported
 from .native import FDH_AGAIN, check, ffi, lib
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable, Mapping, Sequence
@@ -273,6 +273,17 @@ def command_name(pid: int) -> str:
         return ""
 
 
+def group_members(group: int) -> list[int]:
+    """The processes of a process group that have not ended. Empty where the system has no /proc to look into."""
+    members = []
+    for entry in os.listdir("/proc") if os.path.exists("/proc/self/stat") else ():
+        if entry.isdigit():
+            fields = _fields(int(entry))
+            if len(fields) > 2 and int(fields[2]) == group and fields[0] not in (b"Z", b"X"):
+                members.append(int(entry))
+    return members
+
+
 def peer(sock: socket.socket) -> Peer:
     """Who is at the other end of this Unix socket. ``SystemCallError`` when it is not connected."""
     found = ffi.new("struct fdh_peer *")
@@ -425,13 +436,18 @@ def _spawn_error(
 
 def _stat(pid: int) -> tuple[str, int]:
     """State and start time of ``pid`` from ``/proc/PID/stat``; ``("", 0)`` where that can't be read."""
+    fields = _fields(pid)
+    return (fields[0].decode("ascii"), int(fields[19])) if len(fields) > 19 else ("", 0)
+
+
+def _fields(pid: int) -> list[bytes]:
+    """``/proc/PID/stat`` from the third field on, the state; empty where that can't be read."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The name in parentheses may hold anything, parentheses too: the fields follow the last one.
-            fields = file.read().rpartition(b")")[2].split()
+            return file.read().rpartition(b")")[2].split()
     except OSError:
-        return "", 0
-    return (fields[0].decode("ascii"), int(fields[19])) if len(fields) > 19 else ("", 0)
+        return []
 
 
 def _pid_of(pidfd: int) -> int:

@@ -16,7 +16,7 @@ import pytest
 from fdhandoff.deadline import after
 from fdhandoff.errors import SystemCallError, Unsupported
 from fdhandoff.system import native, process
-from fdhandoff.system.process import Exit, Identity, Process, spawn
+from fdhandoff.system.process import Exit, Identity, Process, group_members, spawn
 
 from . import finish, python
 
@@ -115,7 +115,7 @@ def test_wait_tells_the_signal(lasting: Any) -> None:
         assert str(found.wait(0)) == "was killed by signal 9"
 
 
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_a_strangers_end_is_seen_though_not_how(lasting: Any) -> None:
     parent = python(
         "import os, subprocess, sys\n"
@@ -148,7 +148,7 @@ def test_a_number_that_nobody_has_is_an_error() -> None:
         assert caught.value.errno == errno.ESRCH
 
 
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_a_zombie_still_has_its_number_and_can_be_reaped() -> None:
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 4"], os.environ)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
@@ -159,7 +159,7 @@ def test_a_zombie_still_has_its_number_and_can_be_reaped() -> None:
         Process.from_pid(pid)
 
 
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_another_process_with_the_same_number_is_not_taken_for_it() -> None:
     started = process.start_time(os.getpid())
     Process.from_pid(os.getpid(), started).close()
@@ -212,7 +212,7 @@ def test_existence_is_told_of_others_processes_too() -> None:
     assert not process.exists(2**40)
 
 
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_a_name_with_parentheses_does_not_confuse_the_start_time() -> None:
     code = "import ctypes, sys\nctypes.CDLL(None).prctl(15, b') R 1 2 (')\nprint('named', flush=True); input()"
     with python(code) as child:
@@ -329,7 +329,7 @@ def test_links_are_looked_up_again_each_time(tmp_path: Path) -> None:
 # --- starting it ----------------------------------------------------------------------------------------------
 
 
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_the_child_has_exactly_the_descriptors_of_the_table() -> None:
     left, right = socket.socketpair()
     with left, right:
@@ -337,7 +337,7 @@ def test_the_child_has_exactly_the_descriptors_of_the_table() -> None:
         assert report(fds={3: right.fileno(), 7: right.fileno()})["fds"] == [1, 2, 3, 7]
 
 
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_descriptors_can_change_places() -> None:
     pipes = [os.pipe() for _ in range(4)]
     try:
@@ -382,7 +382,7 @@ def test_directory_mask_group_and_session_are_as_asked(tmp_path: Path) -> None:
     assert (plain["mask"], plain["ignored"], plain["group"], plain["session"]) == ([], [], False, False)
 
 
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_ignored_signals_are_default_in_the_child() -> None:
     assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN  # CPython's own
     reading, writing = os.pipe()
@@ -393,7 +393,7 @@ def test_ignored_signals_are_default_in_the_child() -> None:
         assert child.wait(after(20)) == Exit(status=0)
 
 
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_the_death_signal_ends_the_child_with_its_parent() -> None:
     code = (
         "import os, signal, sys\n"
@@ -409,7 +409,7 @@ def test_the_death_signal_ends_the_child_with_its_parent() -> None:
 
 
 @root
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_the_child_becomes_whom_it_shall() -> None:
     for groups, wanted in (((65531, 65532), "65534 65533 65533 65531 65532"), ((), "65534 65533 65533")):
         reading, writing = os.pipe()
@@ -487,3 +487,14 @@ def test_a_signal_storm_from_exec_on_does_not_kill_who_blocks_it() -> None:
         os.close(tell)
         assert child.wait(after(20)) == Exit(status=5)
     os.close(reading)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
+def test_a_group_has_its_living_members_until_they_end() -> None:
+    with python("import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); input(); p.kill()",
+                start_new_session=True) as leader:  # fmt: skip
+        assert leader.stdout is not None
+        child = int(leader.stdout.readline())
+        assert sorted(group_members(leader.pid)) == sorted([leader.pid, child])
+        leader.communicate("\n")
+    assert group_members(leader.pid) == []
