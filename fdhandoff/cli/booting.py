@@ -9,7 +9,6 @@ import select
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
 
 from ..deadline import FOREVER, after, format_duration, passed
 from ..errors import DeadlineExceeded
@@ -22,8 +21,10 @@ from .outcome import OWN_FAILURE, SIGNALLED, Failure, say
 from .readiness import Readiness
 from .statefile import write_state
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from typing import Any
 
     from ..system.process import Exit, Process
     from ..takeover import Takeover
@@ -78,6 +79,7 @@ class Booting:
         if self.process is not None:
             if self._ended is None:
                 command.finish(self.process, self.options.drain_signal, self.options.grace)
+            command.sweep(self.process, self.options.grace)
             self.process.close()
         self.readiness.close()
 

@@ -6,18 +6,20 @@ import errno
 import os
 import re
 import signal
-from typing import TYPE_CHECKING
+import time
 
-from ..deadline import after
+from ..deadline import after, passed
 from ..errors import SystemCallError
 from ..system import environment
 from ..system.fds import is_open
-from ..system.process import Exit, Process, find_program, spawn
+from ..system.process import Exit, Process, find_program, group_members, spawn
 from .outcome import NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, SIGNALLED, Failure, UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LOOK_SECONDS = 0.02
 _PLACE = re.compile(r"\{fd:([^{}]*)\}")
 
 
@@ -85,13 +87,31 @@ def finish(process: Process, number: int, grace: float) -> Exit:
 
 
 def kill(process: Process) -> Exit:
-    """The end of the command and of what it left in its group."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.signal(signal.SIGKILL)
+    """The end of the command and of all that is in its group."""
+    _signal_group(process.pid, signal.SIGKILL)
+    process.signal(signal.SIGKILL)
     ended = process.wait(after(None))
     return ended if ended is not None else Exit()
+
+
+def sweep(process: Process, grace: float) -> None:
+    """What a command that has ended left behind in its group (a wrapper does) would go on accepting: TERM, and when ``grace``
+    has passed KILL."""
+    deadline = after(grace)
+    if group_members(process.pid):
+        _signal_group(process.pid, signal.SIGTERM)
+    while group_members(process.pid):
+        if passed(deadline):
+            _signal_group(process.pid, signal.SIGKILL)
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
+def _signal_group(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # nobody is left in it, or nobody of ours
 
 
 def parse_signal(text: str) -> int:

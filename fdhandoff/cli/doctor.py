@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
 
 from .arguments import Parser, add_json
 from .checks import MISSING, OK, WARN, Check, all_checks
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
 EPILOG = """\
-Each answer has a value, a consequence and a verdict: ok;
- warn (it works, with the consequence named); missing (something can't be done here).
+Each answer has a value, a consequence and a verdict: ok; warn (it works, with that
+consequence); missing (something can't be done here).
 
 examples:
   fdhandoff-cli doctor
