@@ -7,6 +7,7 @@ commands on its standard input. It answers each connection with its pid.
 from __future__ import annotations
 
 import contextlib
+import encodings.ascii  # noqa: F401 - another user may not read where it lies
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ import threading
 from typing import Any
 
 import fdhandoff
-from fdhandoff import Gate
+from fdhandoff import Gate, receive, send  # all of it now, for the same reason
 from fdhandoff.system.channel import Channel
 
 
@@ -107,7 +108,13 @@ class Actor:
         self.role = "taker"
         if "nofile" in self.orders:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self.orders["nofile"],) * 2)
-        takeover = fdhandoff.receive(self.path, timeout=self.orders.get("timeout", 10), on_step=self.on_step)
+        if "soft" in self.orders:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.orders["soft"], max(self.orders["soft"], 4096)))
+        if "uid" in self.orders:
+            os.setgroups([])
+            os.setgid(self.orders["uid"])
+            os.setuid(self.orders["uid"])
+        takeover = receive(self.path, timeout=self.orders.get("timeout", 10), on_step=self.on_step)
         report("taken", state=len(takeover.state), names=list(takeover.listeners.names))
         if self.orders.get("wait_before_ready"):
             sys.stdin.readline()
@@ -142,7 +149,7 @@ class Actor:
     def offer(self, listener: socket.socket, gate: Gate) -> bool:
         """One offer; whether this process still serves after it."""
         try:
-            handed = fdhandoff.send(
+            handed = send(
                 self.path,
                 {"main": listener, **{f"extra{index}": sock for index, sock in enumerate(self.extra)}},
                 gate=gate,
@@ -151,6 +158,8 @@ class Actor:
                 serving_timeout=self.orders.get("serving_timeout", 20),
                 probation=self.orders.get("probation", 0),
                 on_commit=(lambda: b"f" * self.orders["final"]) if "final" in self.orders else None,
+                mode=self.orders.get("mode", 0o600),
+                allow_uids=self.orders.get("allow_uids", ()),
                 on_step=self.on_step,
             )
         except fdhandoff.HandoffError as error:
