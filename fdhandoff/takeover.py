@@ -60,7 +60,7 @@ from .protocol.states import TAKER
 from .system.channel import Channel, Woken, wait
 from .system.fds import close_all, socket_from_fd
 from .system.paths import ABSENT, STALE, connect_control
-from .system.process import Peer, Process, peer, peer_process
+from .system.process import Peer, Process, is_pidfd, peer, peer_process
 from .system.wake import Wake
 
 TYPE_CHECKING = False
@@ -241,6 +241,9 @@ class Takeover:
         if not isinstance(answer, Offer):
             close_all(fds)
             raise _aborted(answer)
+        if fds and not is_pidfd(fds[0]):
+            close_all(fds)
+            raise ProtocolError("what came as the owner's pidfd is none", serving=OLD)
         conversation.process = Process.from_pidfd(fds[0]) if fds else peer_process(conversation.channel.socket)
         if conversation.process is not None and conversation.process.pid > 0:
             self.peer = conversation.peer = Peer(conversation.process.pid, self.peer.uid, self.peer.gid)

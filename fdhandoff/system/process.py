@@ -242,6 +242,17 @@ def pidfd_id(pidfd: int) -> int:
     return int(number[0]) if lib.fdh_pidfd_id(pidfd, number) == 0 else 0
 
 
+def is_pidfd(fd: int) -> bool:
+    """Whether descriptor ``fd`` names a process; true where the system does not tell."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+            return any(line.startswith(b"Pid:") for line in file)
+    except OSError as error:
+        if error.errno == errno.ENOENT and not os.path.exists("/proc/self"):
+            return True
+        raise SystemCallError("open", error.errno or 0, doing=f"reading what descriptor {fd} is") from None
+
+
 def start_time(pid: int) -> int:
     """When process ``pid`` started, in clock ticks since boot; 0 when it is gone or the system does not say."""
     return _stat(pid)[1]
