@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fdhandoff import cli
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 PACKAGE = cli.__name__.rpartition(".")[0]
@@ -80,9 +80,11 @@ def wait_for(what: Callable[[], Any], why: str = "what the test waits for") -> A
 class Running:
     """A verb that stays: its lines are collected as they come."""
 
-    def __init__(self, *words: str, env: dict[str, str] | None = None, **options: Any) -> None:
+    def __init__(
+        self, *words: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ("-m",), **options: Any
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", PACKAGE, *words],
+            [sys.executable, *prefix, PACKAGE, *words],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=environment(**(env or {})), **options,
         )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The tests of the command line's pieces, without processes."""
