@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 VERBS = {
     "take": "take a running service over and start a command that serves it",
     "hold": "bind listeners and keep them alive for whoever takes them",
+    "run": "run a command as a service that can be upgraded without a failed request",
+    "upgrade": "replace a running service by its next release",
     "status": "say who serves at a handoff path, and how",
     "doctor": "say what this machine can do, and what that means",
 }

@@ -1,0 +1,175 @@
+"""What ``run`` was told, as values: read from the command line and, at each upgrade again, from the configuration file."""
+
+from __future__ import annotations
+
+import os
+
+from ..deadline import parse_duration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
+KERNEL = "kernel"
+SHARED = "shared"
+
+READY_KINDS = ("accept", "notify", "http", "command", "delay")
+
+
+class CanaryStep:
+    """``share`` (a fraction) of the new connections for ``seconds``."""
+
+    __slots__ = ("seconds", "share")
+
+    def __init__(self, share: float, seconds: float) -> None:
+        self.share = share
+        self.seconds = seconds
+
+    def __repr__(self) -> str:
+        return f"CanaryStep({self.share}, {self.seconds})"
+
+
+def parse_canary(text: str) -> list[CanaryStep]:
+    """``5%:60s,50%:60s``. ``ValueError`` with what is wrong."""
+    steps = []
+    for part in filter(None, text.split(",")):
+        percent, colon, duration = part.partition(":")
+        try:
+            share = float(percent.removesuffix("%")) / 100
+        except ValueError:
+            share = -1.0
+        if not percent.endswith("%") or not colon or not 0 < share <= 1:
+            raise ValueError(f"{part!r} is not a canary step: say 5%:60s, from above 0 to 100 percent")
+        steps.append(CanaryStep(share, parse_duration(duration)))
+    return steps
+
+
+class Readiness:
+    """How a generation shows that it can serve: ``kind`` and its ``argument`` (a path, a command, seconds)."""
+
+    __slots__ = ("argument", "kind")
+
+    def __init__(self, kind: str, argument: str = "") -> None:
+        self.kind = kind
+        self.argument = argument
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.argument}" if self.argument else self.kind
+
+
+def parse_readiness(text: str) -> Readiness:
+    """``accept``, ``notify``, ``http:PATH``, ``command:COMMAND``, ``delay:SECONDS``."""
+    kind, _, argument = text.partition(":")
+    if kind not in READY_KINDS:
+        raise ValueError(f"{text!r} is no readiness: say accept, notify, http:PATH, command:COMMAND or delay:SECONDS")
+    if kind == "http" and not argument.startswith("/"):
+        raise ValueError(f"{text!r}: an HTTP readiness names a path, such as http:/healthz")
+    if kind == "delay":
+        parse_duration(argument)
+    if kind == "command" and not argument:
+        raise ValueError("command: names no command")
+    return Readiness(kind, argument)
+
+
+# The signal that makes a known server finish what it has and end; TERM would cut it short there.
+_DRAIN_SIGNALS = {"nginx": "SIGQUIT", "haproxy": "SIGUSR1"}
+
+
+def drain_signal_of(command: Sequence[str]) -> str:
+    return _DRAIN_SIGNALS.get(os.path.basename(command[0]), "SIGTERM") if command else "SIGTERM"
+
+
+class Options:
+    """All of it. Durations are seconds; ``None`` where the documentation says "for ever"."""
+
+    __slots__ = (
+        "binds",
+        "canary",
+        "check",
+        "command",
+        "config",
+        "directory",
+        "drain_signal",
+        "env",
+        "env_file",
+        "grace",
+        "kill_after",
+        "max_draining",
+        "name",
+        "path",
+        "pre_stop_delay",
+        "probation",
+        "ready",
+        "ready_timeout",
+        "settle",
+        "switch",
+        "workers",
+    )
+
+    def __init__(self, command: Sequence[str], **values: Any) -> None:
+        self.command = list(command)
+        self.name: str = "service"
+        self.path: str | None = None
+        self.binds: list[str] = []
+        self.switch = KERNEL
+        self.workers = 1
+        self.ready = Readiness("accept")
+        self.ready_timeout = 60.0
+        self.check = ""
+        self.canary: list[CanaryStep] = []
+        self.settle = 1.0
+        self.probation = 10.0
+        self.pre_stop_delay = 0.0
+        self.grace: float | None = 30.0
+        self.kill_after = 10.0
+        self.drain_signal = ""
+        self.max_draining = 3
+        self.env: list[str] = []
+        self.env_file = ""
+        self.directory = ""
+        self.config = ""
+        for key, value in values.items():
+            if key not in self.__slots__:
+                raise TypeError(f"run has no option {key!r}")
+            setattr(self, key, value)
+
+    def replaced(self, values: Mapping[str, Any]) -> Options:
+        """A copy with some options changed."""
+        merged = {key: getattr(self, key) for key in self.__slots__ if key != "command"}
+        merged.update(values)
+        return Options(merged.pop("command", self.command), **merged)
+
+    @property
+    def stop_signal(self) -> str:
+        return self.drain_signal or drain_signal_of(self.command)
+
+
+def read_env_file(path: str) -> dict[str, str]:
+    """``NAME=value`` lines; blank ones and ``#`` comments are skipped, quotes around a value are taken off. ``ValueError`` with
+    the line that is none."""
+    found: dict[str, str] = {}
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            text = line.strip()
+            if not text or text.startswith("#"):
+                continue
+            name, equals, value = text.removeprefix("export ").partition("=")
+            if not equals or not name.strip().isidentifier():
+                raise ValueError(f"{path}, line {number}: {text!r} is not NAME=value")
+            value = value.strip()
+            if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+                value = value[1:-1]
+            found[name.strip()] = value
+    return found
+
+
+def assignments(texts: Iterable[str]) -> dict[str, str]:
+    """``NAME=value`` each, from ``--env``. ``ValueError`` otherwise."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{text!r} is not NAME=value")
+        found[name] = value
+    return found

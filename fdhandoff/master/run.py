@@ -1,0 +1,225 @@
+"""One generation under the master: its processes, how they are started, and what became of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import time
+
+from ..deadline import after
+from ..errors import SystemCallError
+from ..system import environment
+from ..system.process import Exit, Process, spawn
+from .options import assignments, read_env_file
+from .tasks import Future
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from .loop import Loop, Timer
+    from .options import Options
+
+STARTING = "starting"
+CANARY = "canary"
+SERVING = "serving"
+PROBATION = "probation"
+DRAINING = "draining"
+STOPPING = "stopping"
+ENDED = "ended"
+
+_PLACEHOLDER = re.compile(r"\{fd:([^{}:]+)\}")
+# A worker that lived shorter than this is restarted later and later.
+STABLE_SECONDS = 10.0
+BACKOFF_FIRST, BACKOFF_LAST = 0.1, 10.0
+
+
+class Run:
+    """Generation ``number``: ``options`` as they were when it started, ``sockets`` (name and socket) that it is given.
+
+    ``died`` is known when a process ends that was not asked to, before the generation was told to stop: its value says how.
+    ``ended`` is known when the last process is gone.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        number: int,
+        slot: int,
+        options: Options,
+        sockets: Sequence[tuple[str, socket.socket]],
+        say: Callable[[str], object],
+    ) -> None:
+        self.number = number
+        self.slot = slot
+        self.options = options
+        self.state = STARTING
+        self.since = time.time()
+        self.share = 0.0
+        self.accepted_before = 0
+        self.deadline: float | None = None
+        self.processes: list[Process] = []
+        self.exit: Exit | None = None
+        self.died: Future[str] = Future()
+        self.ended: Future[Exit] = Future()
+        self.restarts = False  # whether a dead process is replaced: once the generation serves
+        self._loop = loop
+        self._sockets = list(sockets)
+        self._say = say
+        self._born: dict[int, float] = {}
+        self._backoff = BACKOFF_FIRST
+        self._pending: list[Timer] = []
+        self._notify_address = ""
+
+    def __str__(self) -> str:
+        return f"generation {self.number}"
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.processes]
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.processes)
+
+    # --- starting -------------------------------------------------------------------------------------------
+
+    def environ(self) -> dict[str, str]:
+        """The environment, made afresh: ours, the file's, the command line's, and what is meant for this generation alone."""
+        environ = dict(os.environ)
+        environment.strip(environ)
+        if self.options.env_file:
+            environ.update(read_env_file(self.options.env_file))
+        environ.update(assignments(self.options.env))
+        if self._sockets:
+            environ.update(environment.compose([name for name, _ in self._sockets]))
+        environ[environment.GENERATION] = str(self.number)
+        if self.options.directory:
+            environ["PWD"] = self.options.directory
+        if self._notify_address:
+            environ["NOTIFY_SOCKET"] = self._notify_address
+        return environ
+
+    def start(self, notify_address: str = "") -> None:
+        """Starts every process. ``SystemCallError`` when the command can't be started; then none is left."""
+        self._notify_address = notify_address
+        for _ in range(self.options.workers):
+            self._start_one()
+
+    def _start_one(self) -> None:
+        table = {0: 0, 1: 1, 2: 2}
+        table.update({environment.FIRST_FD + i: sock.fileno() for i, (_, sock) in enumerate(self._sockets)})
+        process = spawn(
+            self.command(),
+            fds=table,
+            env=self.environ(),
+            cwd=self.options.directory or None,
+            own_group=1,
+        )
+        self.processes.append(process)
+        self._born[process.pid] = time.monotonic()
+        self._loop.on_readable(process.fileno(), lambda: self._process_ended(process))
+
+    def command(self) -> list[str]:
+        """The command, ``{fd:NAME}`` replaced by the number that the listener has in the child."""
+        numbers = {name: environment.FIRST_FD + i for i, (name, _) in reversed(list(enumerate(self._sockets)))}
+
+        def number(match: re.Match[str]) -> str:
+            if match[1] not in numbers:
+                raise ValueError(f"the command names {match[0]}, but the listeners are {', '.join(numbers) or 'none'}")
+            return str(numbers[match[1]])
+
+        return [_PLACEHOLDER.sub(number, word) for word in self.options.command]
+
+    # --- ending ---------------------------------------------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        for process in self.processes:
+            process.signal(number)
+
+    def stop(self) -> None:
+        """Asks every process to finish and end."""
+        self.state = STOPPING
+        self.restarts = False
+        self._cancel_restarts()
+        self.signal(getattr(signal, self.options.stop_signal))
+
+    def kill(self) -> None:
+        """Ends every process, and whatever it left in its group."""
+        self.state = STOPPING
+        self.restarts = False
+        self._cancel_restarts()
+        for process in list(self.processes):
+            _kill_group(process)
+
+    def _cancel_restarts(self) -> None:
+        for timer in self._pending:
+            timer.cancel()
+        self._pending = []
+        if not self.processes:
+            self._finish()
+
+    def _process_ended(self, process: Process) -> None:
+        self._loop.forget(process.fileno())
+        # Children that a dead server left behind would hold its listeners open. Before the reaping, which frees the number.
+        _kill_group(process)
+        ended = process.wait(after(1.0)) or Exit()
+        self.processes.remove(process)
+        process.close()
+        self.exit = ended
+        asked = self.state == STOPPING
+        if not asked:
+            self._say(f"{self} (pid {process.pid}) {ended}")
+            self.died.set(f"pid {process.pid} {ended}")
+        if self.restarts and not asked:
+            self._restart_later(self._born.pop(process.pid))
+        elif not self.processes:
+            self._finish()
+
+    def watch_over(self) -> None:
+        """The generation serves: from here on a process that dies is replaced, also one that died just now."""
+        self.restarts = True
+        for _ in range(self.options.workers - len(self.processes)):
+            self._restart_later(time.monotonic())
+
+    def _restart_later(self, born: float) -> None:
+        if time.monotonic() - born >= STABLE_SECONDS:
+            self._backoff = BACKOFF_FIRST
+        delay, self._backoff = self._backoff, min(self._backoff * 2, BACKOFF_LAST)
+
+        def restart() -> None:
+            if not self.restarts:
+                return
+            try:
+                self._start_one()
+            except (SystemCallError, ValueError) as error:
+                self._say(f"{self} could not be restarted: {error}")
+                self._restart_later(time.monotonic())
+            else:
+                self._say(f"{self} was restarted (pid {self.processes[-1].pid})")
+
+        self._pending = [timer for timer in self._pending if timer.pending]
+        self._pending.append(self._loop.after(delay, restart))
+
+    def _finish(self) -> None:
+        self.state = ENDED
+        self.ended.set(self.exit or Exit())
+
+
+def _kill_group(process: Process) -> None:
+    """The process leads a group of its own, so its pid is the group's number until it is reaped and the last member gone."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def split_command(text: str) -> list[str]:
+    """A command in one option, split as a shell splits words; no shell runs it."""
+    words = shlex.split(text)
+    if not words:
+        raise ValueError("the command is empty")
+    return words

@@ -1,0 +1,125 @@
+"""``async def`` on the master's own loop: a story with waits in it stays one function (asyncio would double our size)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
+    from .loop import Loop
+
+T = TypeVar("T")
+
+
+class Cancelled(BaseException):
+    """Thrown into a task that is no longer wanted."""
+
+
+class Future(Generic[T]):
+    """Something that will be known. The first of ``set`` and ``fail`` counts, later ones are ignored."""
+
+    __slots__ = ("_callbacks", "_error", "_value", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._callbacks: list[Callable[[], object]] = []
+
+    def set(self, value: T) -> None:
+        self._finish(value, None)
+
+    def fail(self, error: BaseException) -> None:
+        self._finish(None, error)
+
+    def _finish(self, value: Any, error: BaseException | None) -> None:
+        if self.done:
+            return
+        self.done, self._value, self._error = True, value, error
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def when_done(self, callback: Callable[[], object]) -> None:
+        if self.done:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        value: T = self._value
+        return value
+
+    @property
+    def error(self) -> BaseException | None:
+        return self._error
+
+    def __await__(self) -> Generator[Future[Any], None, T]:
+        if not self.done:
+            yield self
+        return self.result()
+
+
+class Task(Future[T]):
+    """A coroutine under way. As a future it is what the coroutine returns or raises."""
+
+    __slots__ = ("_coroutine", "_loop", "_waiting")
+
+    def __init__(self, loop: Loop, coroutine: Coroutine[Any, None, T]) -> None:
+        super().__init__()
+        self._loop = loop
+        self._coroutine = coroutine
+        self._waiting: Future[Any] | None = None
+        loop.call(self._step)
+
+    def cancel(self) -> None:
+        """Ends it where it waits; what it does about that is its own business (``finally``)."""
+        if not self.done:
+            self._waiting = None
+            self._loop.call(lambda: self._step(Cancelled()))
+
+    def _step(self, error: BaseException | None = None) -> None:
+        if self.done:
+            return
+        try:
+            waiting = self._coroutine.throw(error) if error is not None else self._coroutine.send(None)
+        except StopIteration as stop:
+            self.set(stop.value)
+        except BaseException as failure:
+            self.fail(failure)
+        else:
+            self._waiting = waiting
+            waiting.when_done(lambda: self._go_on(waiting))
+
+    def _go_on(self, waited: Future[Any]) -> None:
+        if self._waiting is waited:  # else it was cancelled meanwhile
+            self._waiting = None
+            self._loop.call(self._step)
+
+
+def sleep(loop: Loop, seconds: float) -> Future[None]:
+    """Known after ``seconds``."""
+    future: Future[None] = Future()
+    loop.after(seconds, lambda: future.set(None))
+    return future
+
+
+def first(*futures: Future[Any]) -> Future[Future[Any]]:
+    """Known when one of them is: that one."""
+    winner: Future[Future[Any]] = Future()
+    for future in futures:
+        future.when_done(lambda future=future: winner.set(future))  # type: ignore[misc]
+    return winner
+
+
+async def within(loop: Loop, seconds: float | None, future: Future[T]) -> T:
+    """What ``future`` brings; ``TimeoutError`` when it is not known after ``seconds``."""
+    if seconds is None:
+        return await future
+    late = sleep(loop, seconds)
+    if await first(future, late) is late and not future.done:
+        raise TimeoutError
+    return future.result()
