@@ -76,6 +76,11 @@ class Conversation:
             raise
         return message, fds
 
+    def check(self) -> None:
+        """Raises what is known to be wrong with the stream behind the last word that was heard."""
+        if self._nonsense is not None and not self._heard:
+            raise self._nonsense
+
     def poll(self) -> bool:
         """Whether ``hear`` would return or raise at once."""
         if self._heard or self._nonsense is not None:

@@ -258,6 +258,7 @@ class Takeover:
                 f"it offers {', '.join(self.listeners.names) or 'none'}",
                 serving=OLD,
             )
+        conversation.check()
         try:
             conversation.say(Taken(items=conversation.session.items_total), deadline=deadline)
         except PeerGone:
