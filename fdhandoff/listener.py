@@ -134,7 +134,7 @@ class Entry:
     def differences(self, other: Entry) -> list[str]:
         """The names of the fields of identity that differ; empty when ``other`` describes the same open thing."""
         fields = ["kind"]
-        if self.kind == KIND_FILE or self.kind == KIND_COUNTERS:
+        if self.mode or other.mode:
             fields += ["mode", "device", "inode"]
         else:
             fields += ["family", "type", "protocol", "listening", "v6only", "cookie", "address"]
