@@ -4,9 +4,13 @@ Fresh processes, in turns with a bare interpreter. Memory is the proportional se
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 from .measure import ROOT, Row, take_turns
@@ -23,8 +27,17 @@ service = fdhandoff.Service("benchmark", path=None, signals={})
 """
 
 
+@functools.cache
+def _cache() -> str:
+    folder = tempfile.mkdtemp(prefix="fdhandoff-bench-")
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
+
 def _run(code: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # As installed: the bytecode is there. The first turn, which does not count, makes it.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": _cache()}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return subprocess.run(
         [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=environment
     ).stdout

@@ -3,7 +3,9 @@ that what else the machine does meanwhile hits all of them alike."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -100,6 +102,7 @@ def c_program(name: str) -> str:
     """The path of ``c/NAME.c``, compiled with the C core beside it."""
     if name not in _built:
         folder = tempfile.mkdtemp(prefix="fdhandoff-bench-")
+        atexit.register(shutil.rmtree, folder)
         _built[name] = os.path.join(folder, name)
         command = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-pthread", "-D_GNU_SOURCE", f"-I{ROOT / 'src'}"]
         subprocess.run(
