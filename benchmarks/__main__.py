@@ -33,7 +33,7 @@ def main() -> int:
         module = import_module(f".{name}", __package__)
         results[name] = module.run(options.turns)
         if not options.json:
-            show(module.__doc__.splitlines()[0], results[name])
+            show((module.__doc__ or "").partition("\n")[0], results[name])
     rows = [row for each in results.values() for row in each]
     if options.json:
         machine = {"python": platform.python_version(), "kernel": platform.release(), "cpus": os.cpu_count()}

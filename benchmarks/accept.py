@@ -55,7 +55,8 @@ def _with_gate(gate: Gate, timeout: float | None) -> Callable[[socket.socket], l
 
 def _with_asyncio(listener: socket.socket) -> list[socket.socket]:
     """As far as the protocols' ``connection_made``; the transports own the connections."""
-    made = 0
+    made = took = 0
+    count = _backlog()
 
     class Protocol(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -75,7 +76,6 @@ def _with_asyncio(listener: socket.socket) -> list[socket.socket]:
         for transport in transports:
             transport.abort()  # type: ignore[attr-defined]
 
-    count, took = _backlog(), 0
     transports: list[asyncio.BaseTransport] = []
     all_made = asyncio.Event()
     asyncio.run(main())

@@ -114,9 +114,9 @@ class Messages:
                 wait((channel.fileno(),), (), FOREVER)
                 continue
             decoder.feed(*arrived)
-            for message, _ in decoder.messages():
-                assert isinstance(message, Ack)
-                acknowledged = message.items
+            for ack, _ in decoder.messages():
+                assert isinstance(ack, Ack)
+                acknowledged = ack.items
 
     def receive(self, channel: Channel) -> list[int]:
         fds: list[int] = []
