@@ -1,34 +1,26 @@
-"""Accepted connections are inside the gate, each exactly once, until their descriptor is closed, whoever closes it."""
+"""Connections come in batches, each inside the gate; what does not fit or comes too late stays in the queue."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import gc
 import os
-import resource
 import select
 import signal
 import socket
-import ssl
-import subprocess
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from fdhandoff.accept import AcceptLoop, CountedSocket, accept_many, protocol_handler
+from fdhandoff.accept import AcceptLoop, CountedSocket, accept_many
 from fdhandoff.counters import Counters
 from fdhandoff.errors import GateClosed, ListenerMismatch, SystemCallError
 from fdhandoff.gate import Gate
-from tests.conftest import needs
+from tests.unit.accepting import LONG, Clients, FewDescriptors, accept, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-LONG = 10.0
 
 
 @pytest.fixture
@@ -42,42 +34,6 @@ def gate() -> Iterator[Gate]:
 def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0), backlog=200) as made:
         yield made
-
-
-class Clients:
-    """Connections to ``listener`` that nobody has accepted yet."""
-
-    def __init__(self, listener: socket.socket, n: int) -> None:
-        self.sockets = [socket.create_connection(listener.getsockname(), LONG) for _ in range(n)]
-
-    def __enter__(self) -> list[socket.socket]:
-        return self.sockets
-
-    def __exit__(self, *_: object) -> None:
-        for sock in self.sockets:
-            sock.close()
-
-
-def accept(listener: socket.socket, gate: Gate, **options: Any) -> CountedSocket:
-    assert select.select([listener], [], [], LONG)[0]
-    (connection,) = accept_many(listener, gate, 1, **options)
-    return connection
-
-
-@pytest.fixture
-def connection(listener: socket.socket, gate: Gate) -> Iterator[CountedSocket]:
-    with Clients(listener, 1), accept(listener, gate, timeout=LONG) as made:
-        yield made
-
-
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < give_up
-        os.sched_yield()
-
-
-# --- a batch --------------------------------------------------------------------------------------------------
 
 
 def test_many_connections_come_with_one_call(listener: socket.socket, gate: Gate) -> None:
@@ -157,229 +113,12 @@ def test_what_does_not_listen_is_refused(gate: Gate) -> None:
     os.close(w)
 
 
-class FewDescriptors:
-    """No further descriptor can be opened in the block."""
-
-    def __enter__(self) -> None:
-        self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.taken = [os.open(os.devnull, os.O_RDONLY)]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, self.limits[1]))
-        try:
-            while True:
-                self.taken.append(os.dup(self.taken[0]))
-        except OSError:
-            pass
-
-    def __exit__(self, *_: object) -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
-        for fd in self.taken:
-            os.close(fd)
-
-
 def test_running_out_of_descriptors_loses_no_connection(listener: socket.socket, gate: Gate) -> None:
     with Clients(listener, 1):
         with FewDescriptors(), pytest.raises(SystemCallError, match="Too many open files"):
             accept_many(listener, gate)
         assert gate.active == 0
         accept(listener, gate).close()
-
-
-# --- leaving --------------------------------------------------------------------------------------------------
-
-
-def test_closing_leaves_once(connection: CountedSocket, gate: Gate) -> None:
-    assert connection.inside
-    connection.close()
-    connection.close()
-    assert not connection.inside
-    assert gate.counters == Counters(accepted=1, finished=1)
-
-
-def test_shutdown_does_not_leave(connection: CountedSocket, gate: Gate) -> None:
-    connection.shutdown(socket.SHUT_RDWR)
-    assert gate.active == 1
-
-
-def test_the_last_file_leaves(connection: CountedSocket, gate: Gate) -> None:
-    reader, writer = connection.makefile("rb"), connection.makefile("wb")
-    connection.close()
-    assert gate.active == 1
-    reader.close()
-    assert gate.active == 1
-    writer.close()
-    assert gate.active == 0
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_garbage_leaves(listener: socket.socket, gate: Gate) -> None:
-    with Clients(listener, 1):
-        (connection,) = [accept(listener, gate)]
-        fd = connection.fileno()
-        del connection
-        gc.collect()
-        assert gate.counters == Counters(accepted=1, finished=1)
-        with pytest.raises(OSError, match="Bad file"):
-            os.fstat(fd)
-
-
-def test_garbage_warns(listener: socket.socket, gate: Gate) -> None:
-    with Clients(listener, 1):
-        connections = [accept(listener, gate)]
-        with pytest.warns(ResourceWarning, match="unclosed"):
-            connections.clear()
-
-
-def test_two_threads_that_close_leave_once(listener: socket.socket, gate: Gate) -> None:
-    with Clients(listener, 100):
-        connections = accept_many(listener, gate, 100)
-        start = threading.Barrier(2)
-
-        def close() -> None:
-            start.wait()
-            for connection in connections:
-                connection.close()
-
-        threads = [threading.Thread(target=close) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(LONG)
-    assert gate.counters == Counters(accepted=100, finished=100)
-
-
-def test_a_forced_connection_is_counted_so(connection: CountedSocket, gate: Gate) -> None:
-    def receive() -> None:
-        with contextlib.suppress(OSError):  # if it comes too late
-            connection.recv(1)
-
-    connection.settimeout(None)
-    thread = threading.Thread(target=receive)
-    with connection.makefile("rb"):
-        thread.start()
-        connection.force_close()
-        assert gate.counters == Counters(accepted=1, forced=1)
-    thread.join(LONG)
-    assert not thread.is_alive()
-    connection.force_close()
-    assert gate.counters == Counters(accepted=1, forced=1)
-
-
-def test_marks_are_gauges_and_end_with_the_connection(connection: CountedSocket, gate: Gate) -> None:
-    connection.mark_idle()
-    connection.mark_idle()
-    connection.mark_detached()
-    assert gate.counters == Counters(accepted=1, active=1, idle=1, detached=1)
-    connection.mark_busy()
-    connection.mark_busy()
-    assert gate.counters.idle == 0
-    connection.mark_idle()
-    connection.close()
-    connection.mark_busy()
-    assert gate.counters == Counters(accepted=1, finished=1)
-
-
-def test_a_detached_descriptor_counts_until_it_is_closed(connection: CountedSocket, gate: Gate) -> None:
-    connection.mark_idle()
-    fd = connection.detach()
-    connection.close()
-    gate.close()
-    assert gate.counters == Counters(accepted=1, active=1, detached=1)
-    assert not gate.wait(0)
-    threading.Timer(0.01, os.close, (fd,)).start()
-    assert gate.wait(LONG)
-    assert gate.counters == Counters(accepted=1, finished=1)
-
-
-def test_a_detached_descriptor_may_leave_by_name(connection: CountedSocket, gate: Gate) -> None:
-    fd = connection.detach()
-    os.close(fd)
-    assert gate.leave_detached(fd)
-    assert not gate.leave_detached(fd)
-    assert gate.counters == Counters(accepted=1, finished=1)
-
-
-def test_a_number_that_is_used_again_is_another_connection(listener: socket.socket, gate: Gate) -> None:
-    with Clients(listener, 2):
-        fd = accept(listener, gate).detach()
-        os.close(fd)
-        again = accept(listener, gate).detach()
-        assert again == fd
-        assert gate.counters == Counters(accepted=2, finished=1, active=1, detached=1)
-        os.close(again)
-        assert gate.settle() == 1
-
-
-def test_a_duplicate_does_not_count(connection: CountedSocket, gate: Gate) -> None:
-    with connection.dup() as other:
-        assert type(other) is socket.socket
-        assert other.gettimeout() == connection.gettimeout()
-        connection.close()
-        assert gate.active == 0
-
-
-def test_a_connection_accepted_elsewhere_can_enter(listener: socket.socket, gate: Gate) -> None:
-    with Clients(listener, 2):
-        plain, _ = listener.accept()
-        plain.settimeout(3)
-        with CountedSocket(plain, gate) as connection:
-            assert plain.fileno() == -1
-            assert connection.gettimeout() == 3
-            assert gate.active == 1
-        assert gate.active == 0
-        gate.close()
-        plain, _ = listener.accept()
-        with plain, pytest.raises(GateClosed):
-            CountedSocket(plain, gate)
-        assert gate.counters.active == 0
-
-
-def test_a_childs_copies_of_its_parents_connections_do_not_leave(connection: CountedSocket, gate: Gate) -> None:
-    pid = os.fork()
-    if pid == 0:
-        connection.close()
-        os._exit(0 if gate.active == 1 else 1)
-    assert os.waitpid(pid, 0)[1] == 0
-    assert gate.active == 1
-    connection.close()
-    assert gate.counters == Counters(accepted=1, finished=1)
-
-
-def test_connections_outlive_the_gate_object(listener: socket.socket) -> None:
-    gate = Gate()
-    with Clients(listener, 1):
-        connection = accept(listener, gate)
-        gate.release()
-        del gate
-        connection.close()
-
-
-def test_tls_connections_count_until_they_are_closed(listener: socket.socket, gate: Gate, tmp_path: Path) -> None:
-    openssl = needs("openssl")
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x -keyout {key} -out"
-    subprocess.run([*command.split(), str(certificate)], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-
-    def client() -> None:
-        with socket.create_connection(listener.getsockname(), LONG) as raw, trusting.wrap_socket(raw) as secure:
-            secure.recv(1)
-
-    thread = threading.Thread(target=client)
-    thread.start()
-    with context.wrap_socket(accept(listener, gate, timeout=LONG), server_side=True) as secure:
-        gc.collect()
-        gate.settle()
-        assert gate.active == 1
-        secure.send(b"x")
-    gate.close()
-    assert gate.wait(LONG)
-    thread.join(LONG)
-
-
-# --- the loop -------------------------------------------------------------------------------------------------
 
 
 class Running:
@@ -548,127 +287,3 @@ def test_under_load_every_connection_is_answered_or_still_queued(listener: socke
         assert gate.wait(LONG)
     assert answers == [b"x"] * 200
     assert gate.counters.accepted == gate.counters.finished == 200
-
-
-# --- asyncio --------------------------------------------------------------------------------------------------
-
-
-class Echo(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)  # type: ignore[attr-defined]
-
-
-async def ask(listener: socket.socket, *, close: bool = True) -> asyncio.StreamWriter | None:
-    reader, writer = await asyncio.open_connection(*listener.getsockname())
-    writer.write(b"hello")
-    assert await asyncio.wait_for(reader.read(100), LONG) == b"hello"
-    if not close:
-        return writer
-    writer.close()
-    await writer.wait_closed()
-    return None
-
-
-def test_protocols_are_served_and_counted(listener: socket.socket, gate: Gate) -> None:
-    async def main() -> None:
-        with AcceptLoop([listener], gate, protocol_handler(Echo)) as loop:
-            running = asyncio.create_task(loop.run_async())
-            await asyncio.gather(*(ask(listener) for _ in range(20)))
-            writer = await ask(listener, close=False)
-            assert writer is not None
-            gate.close()
-            await asyncio.wait_for(running, LONG)
-            assert gate.active >= 1
-            assert not await gate.wait_async(0)
-            writer.close()
-            assert await gate.wait_async(LONG)
-
-    asyncio.run(main())
-    assert gate.counters.accepted == gate.counters.finished == 21
-
-
-def test_nothing_is_accepted_after_close_in_the_same_turn(listener: socket.socket, gate: Gate) -> None:
-    async def main() -> None:
-        with Clients(listener, 3), AcceptLoop([listener], gate, protocol_handler(Echo)) as loop:
-            running = asyncio.create_task(loop.run_async())
-            gate.close()
-            await asyncio.wait_for(running, LONG)
-            assert select.select([listener], [], [], LONG)[0]
-
-    asyncio.run(main())
-    assert gate.counters.accepted == 0
-
-
-def test_coroutines_run_as_tasks_and_their_errors_are_the_loops(listener: socket.socket, gate: Gate) -> None:
-    async def handler(connection: CountedSocket, _: object) -> None:
-        with connection:
-            raise KeyError("bug")
-
-    async def main() -> None:
-        told: list[dict[str, Any]] = []
-        failed = asyncio.Event()
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: (told.append(context), failed.set()))
-        with Clients(listener, 1), AcceptLoop([listener], gate, handler) as loop:
-            running = asyncio.create_task(loop.run_async())
-            await asyncio.wait_for(failed.wait(), LONG)
-            loop.stop()
-            await asyncio.wait_for(running, LONG)
-        assert type(told[0]["exception"]) is KeyError
-
-    asyncio.run(main())
-    assert gate.counters == Counters(accepted=1, finished=1)
-
-
-def test_the_asyncio_loop_waits_for_room(listener: socket.socket) -> None:
-    gate = Gate(limit=1)
-
-    async def main() -> None:
-        with AcceptLoop([listener], gate, protocol_handler(Echo)) as loop:
-            running = asyncio.create_task(loop.run_async())
-            await asyncio.gather(*(ask(listener) for _ in range(10)))
-            gate.close()
-            await asyncio.wait_for(running, LONG)
-            assert await gate.wait_async(LONG)
-
-    asyncio.run(main())
-    assert gate.counters.finished == 10
-
-
-def test_the_asyncio_loop_pauses_without_descriptors(listener: socket.socket, gate: Gate) -> None:
-    async def main() -> None:
-        said: list[str] = []
-        loop = AcceptLoop([listener], gate, lambda c, _: c.close(), on_pause=said.append)
-        running = asyncio.create_task(loop.run_async())
-        await asyncio.sleep(0)
-        with socket.socket() as client:
-            with FewDescriptors():
-                client.connect(listener.getsockname())
-                while not said:
-                    await asyncio.sleep(0.001)
-                await asyncio.sleep(0.05)
-            while not gate.counters.finished:
-                await asyncio.sleep(0.001)
-        assert len(said) == 1
-        loop.stop()
-        await asyncio.wait_for(running, LONG)
-        loop.close()
-
-    asyncio.run(main())
-
-
-def test_a_cancelled_loop_leaves_the_listener_alone(listener: socket.socket, gate: Gate) -> None:
-    async def main() -> None:
-        with AcceptLoop([listener], gate, protocol_handler(Echo)) as loop:
-            with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(loop.run_async(), 0.01)
-            running = asyncio.create_task(loop.run_async())
-            await ask(listener)
-            loop.stop()
-            await asyncio.wait_for(running, LONG)
-        gate.close()
-        assert await gate.wait_async(LONG)
-
-    asyncio.run(main())
