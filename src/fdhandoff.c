@@ -936,10 +936,15 @@ int fdh_gate_settle(struct fdh_gate *gate, uint32_t index, int64_t pid, uint64_t
         if (owner != pid && owner != -pid)
             return -ESRCH;
     } while (!atomic_compare_exchange_weak(&slot->forced, &forced, forced + inside));
+    /* It may have died between changing something and telling it: everything is told again, before the slot is free. Room
+     * may be told to nobody, which costs one look. */
+    tell_closed(gate);
+    tell_drained(gate);
+    if (atomic_load(&gate->memory->limit) != 0 && has_room(gate->memory))
+        signal_set(gate, SIGNAL_ROOM);
     bool freed = atomic_compare_exchange_strong(&slot->pid, &owner, 0);
     if (inside == 0 && !freed)
         return -ESRCH;
-    after_leaving(gate);
     *settledp = inside;
     return 0;
 }
