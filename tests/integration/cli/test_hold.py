@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -167,3 +168,21 @@ def test_a_taken_port_or_path_is_refused_and_nothing_stays_behind(path: Path, he
     assert f"is taken by pid {held.holder.pid}" in answer.stderr
     assert not other.exists()
     assert status(path)["state"] == "holding"
+
+
+def test_a_holder_is_the_same_after_many_takers(path: Path, held: Held) -> None:
+    def descriptors() -> int:
+        return len(os.listdir(f"/proc/{held.holder.pid}/fd"))
+
+    def give() -> None:
+        code = "import socket; s = socket.socket(fileno=3); s.settimeout(0.2)\ntry: s.accept()\nexcept OSError: pass"
+        assert verb("take", str(path), "--", sys.executable, "-c", code).returncode == 0
+        wait_for(lambda: status(path)["holders"] == [])
+
+    give()
+    before = descriptors()
+    for _ in range(10):
+        give()
+    # The last taker's pidfd is let go when the next one comes.
+    assert descriptors() <= before
+    assert status(path)["generation"] == 12
