@@ -492,6 +492,9 @@ class Service:
             if self._closed:
                 return
             self._closed = True
+        if self.owner:
+            self.gate.close()
+            self._give_back("it ended")
         final, unborn = self.owner, self.state_word == STARTING
         if not self._is_child:
             self._end_duties(unborn)
@@ -706,13 +709,23 @@ class Service:
             if self.endpoint is not None:
                 self.endpoint.why_not = "stopping"
                 self.endpoint.end_offer()
-            if self.owner:
-                self.tell(lambda manager: manager.stopping("draining"))
             self.finish("stop")
             self.gate.close()
+            if self.owner and not self._give_back(f"it was stopped ({why})"):
+                self.tell(lambda manager: manager.stopping("draining"))
         if by_signal:
             self.hooks.after(why)
         self.hooks.after("stop")
+
+    def _give_back(self, why: str) -> bool:
+        """A generation that ends in its probation leaves the service to the one before."""
+        takeover = self._takeover
+        if takeover is None or not takeover.give_back(f"generation {self.generation.number} ends in its probation: {why}"):
+            return False
+        self.owner = False
+        self.holdings.files = Files()  # what came was closed by it
+        self.say(f"the service went back to {takeover.peer}")
+        return True
 
     def finish(self, verdict: str) -> None:
         """From here on this process drains: whoever waits for it is told."""

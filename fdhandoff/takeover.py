@@ -218,6 +218,7 @@ class Takeover:
         self._listening_pid = 0
         self._lock = threading.Lock()
         self._closed = False
+        self._probation_ends = 0
 
     # --- taking ---------------------------------------------------------------------------------------------
 
@@ -397,6 +398,7 @@ class Takeover:
         if self._control is not None:
             registry.adopt(self.path, self._control, self.generation.number)
             self._control = None
+        self._probation_ends = after(self.probation)
         if session.may_say(Serving):
             try:
                 conversation.say(Serving(), deadline=after(5.0))
@@ -468,6 +470,16 @@ class Takeover:
         if session.owns:
             raise PeerGone(f"{self.peer} can't take the service back any more: this process owns it", serving=NEW)
         self.close()
+
+    def give_back(self, reason: str) -> bool:
+        """In probation: the old side takes the service back at once, not only when this process is proved dead. Stop
+        accepting before. False where it is too late for that, or nobody is there to take it."""
+        process = self._conversation.process
+        if not self._conversation.session.owns or passed(self._probation_ends) or process is None:
+            return False
+        if process.alive():
+            self.abort(reason)
+        return self._conversation.session.state == "GAVE_BACK"
 
     def cancel(self) -> None:
         """Makes a ``ready()`` that waits, or comes, give up with ``Aborted``; nothing once the service is ours."""

@@ -99,7 +99,9 @@ class Upgrader:
             service.say(f"generation {number} started (pid {child.pid})")
             handed = self._hand_over(*self._await_taker(child), child)
         except BaseException as error:
-            if child is not None:
+            if isinstance(error, RolledBack) and child is not None and child.alive():
+                self._see_off(child)  # it gave the service back, and finishes what is inside
+            elif child is not None:
                 _end(child)
             if isinstance(error, HandoffError) and service.owner:
                 error.serving = OLD
@@ -111,6 +113,15 @@ class Upgrader:
         service.hooks.after("upgrade")
         child.close()
         return handed
+
+    def _see_off(self, child: Process) -> None:
+        grace = self.service.grace
+
+        def wait_and_end() -> None:
+            child.wait(after(None if grace is None else grace + _PROOF_SECONDS))
+            _end(child)
+
+        threading.Thread(target=wait_and_end, name="fdhandoff-see-off", daemon=True).start()
 
     def _expect_nobody(self) -> None:
         with self._lock:
