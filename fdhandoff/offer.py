@@ -13,6 +13,7 @@ from .errors import OLD, Aborted, DeadlineExceeded, HandoffError, InProgress, Ro
 from .handoff import Handed, Handoff, Offering
 from .inventory import collect, entry_of
 from .listener import KIND_CONTROL, KIND_COUNTERS
+from .protocol.session import STATE_MAX
 from .system.channel import Woken, wait
 from .system.wake import Wake
 
@@ -72,30 +73,32 @@ def send(
     ``PathError``, ``ListenerError``: nothing was begun.
     """
     path = os.fspath(sock_path)
+    if len(state) > STATE_MAX:
+        raise ValueError(f"the state is at most {STATE_MAX} bytes, not {len(state)}")
     items = collect(listeners)
     endpoint = registry.obtain(path, mode=mode, group=group)
     if endpoint.greeter is not None:
         raise InProgress(f"this process offers its listeners at {path} already, in another thread")
+    number = max(endpoint.generation, 1) + 1
+    offering = Offering(
+        [*items, *internal_items(None if keep_path else endpoint, gate)],
+        generation=number,
+        state=state,
+        ready_timeout=ready_timeout,
+        serving_timeout=serving_timeout,
+        probation=probation,
+        strict=gate is not None or on_commit is not None,
+        close_gate=lambda: _close(gate, on_commit),
+        reopen_gate=lambda: gate.reopen() if gate is not None else None,
+        release_control=lambda: None if keep_path else registry.release(endpoint),
+        resume_control=lambda: None if keep_path else registry.resume(endpoint),
+    )
     hall = _Hall()
     endpoint.begin_offer(hall.greet, frozenset(allow_uids), items)
     try:
         conversation, hello = hall.wait(path, timeout, wake_fd)
         conversation.session.observe(on_step)
         conversation.wake_fd = wake_fd
-        number = max(endpoint.generation, 1) + 1
-        offering = Offering(
-            [*items, *internal_items(None if keep_path else endpoint, gate)],
-            generation=number,
-            state=state,
-            ready_timeout=ready_timeout,
-            serving_timeout=serving_timeout,
-            probation=probation,
-            strict=gate is not None or on_commit is not None,
-            close_gate=lambda: _close(gate, on_commit),
-            reopen_gate=lambda: gate.reopen() if gate is not None else None,
-            release_control=lambda: None if keep_path else registry.release(endpoint),
-            resume_control=lambda: None if keep_path else registry.resume(endpoint),
-        )
         handoff = Handoff(conversation, offering)
         began = time.monotonic()
         try:
