@@ -129,12 +129,22 @@ class Actor:
         takeover.close()
         return listener
 
+    def bind(self) -> socket.socket:
+        if "unix" in self.orders:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(self.orders["unix"])
+            listener.listen()
+            report("bound", port=0)
+            return listener
+        listener = socket.create_server(("127.0.0.1", self.orders.get("port", 0)))
+        report("bound", port=listener.getsockname()[1])
+        return listener
+
     def live(self) -> None:
         if self.orders.get("take"):
             listener = self.take()
         else:
-            listener = socket.create_server(("127.0.0.1", self.orders.get("port", 0)))
-            report("bound", port=listener.getsockname()[1])
+            listener = self.bind()
         self.role = "owner"
         gate = Gate()
         self.server = Server(listener, gate)
