@@ -55,7 +55,7 @@ sanitize: build ## the Python tests with the C core under address, undefined-beh
 	.ci/sanitized thread tests/unit
 
 bench: build ## every speed claim, beside its peer and its limit
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks
 
 dist: venv ## source distribution and wheel, into dist/
 	rm -rf dist

@@ -109,6 +109,8 @@ class Endpoint:
         self.identity = identity
         self.allow_uids = allow_uids
         self.generation = 0
+        self._answering = threading.Lock()
+        self._silent = False
         self.greeter: Greeter | None = None
         self.why_not = "starting"
         self.taker: Peer | None = None
@@ -119,6 +121,20 @@ class Endpoint:
         self.items: Sequence[tuple[Entry, int]] = ()
         self.last_upgrade: dict[str, Any] | None = None
         self.details: Callable[[], dict[str, Any]] = dict
+
+    def accept(self) -> socket.socket | None:
+        """The next guest, unless the path is somebody else's meanwhile."""
+        with self._answering:
+            return None if self._silent else self.socket.accept()[0]
+
+    def fall_silent(self) -> None:
+        """When it returns nobody is accepted any more, and the loop need not have been asked: a commit waits for this."""
+        with self._answering:
+            self._silent = True
+
+    def speak_again(self) -> None:
+        with self._answering:
+            self._silent = False
 
     def begin_offer(
         self,
@@ -283,7 +299,7 @@ class _Guest:
 
 
 class Loop:
-    """The thread that answers. Endpoints come and go by ``add`` and ``remove``, which return once the loop knows."""
+    """The thread that answers. Endpoints come and go by ``add`` and ``remove``."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -302,11 +318,18 @@ class Loop:
     # --- called by others -----------------------------------------------------------------------------------
 
     def add(self, endpoint: Endpoint) -> None:
-        self._call(lambda: self._add(endpoint))
+        """Soon it is answered there; nobody need wait for that, for the listener's queue does."""
+        self._calls.append(lambda: self._add(endpoint))
+        self._wake.set()
 
-    def remove(self, endpoint: Endpoint) -> None:
-        """When it returns nobody is accepted any more; whoever stands in the hall may still speak."""
-        self._call(lambda: self._remove(endpoint))
+    def remove(self, endpoint: Endpoint, *, wait: bool = True) -> None:
+        """When it returns (unless it shall not ``wait``) nobody is accepted any more; whoever stands in the hall may still
+        speak."""
+        if wait:
+            self._call(lambda: self._remove(endpoint))
+        else:
+            self._calls.append(lambda: self._remove(endpoint))
+            self._wake.set()
 
     def stop(self) -> None:
         self._call(self._stop)
@@ -388,7 +411,7 @@ class Loop:
 
     def _accept(self, endpoint: Endpoint) -> None:
         try:
-            sock, _ = endpoint.socket.accept()
+            sock = endpoint.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError:
@@ -400,6 +423,8 @@ class Loop:
             fd = endpoint.socket.fileno()
             self._selector.unregister(fd)
             self._paused[fd] = after(PAUSE_SECONDS)
+            return
+        if sock is None:
             return
         try:
             who = peer(sock)

@@ -5,14 +5,12 @@ Moments are nanoseconds of ``CLOCK_MONOTONIC``, as the C core takes them.
 
 from __future__ import annotations
 
-import re
 import time
 
 FOREVER = 2**63 - 1
 
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_SECONDS = re.compile(_NUMBER)
-_DURATION = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m(?!s))?(?:{_NUMBER}s)?(?:{_NUMBER}ms)?")
+_DURATION = rf"(?:{_NUMBER}h)?(?:{_NUMBER}m(?!s))?(?:{_NUMBER}s)?(?:{_NUMBER}ms)?"
 _UNITS = (3600.0, 60.0, 1.0, 0.001)
 
 
@@ -38,10 +36,12 @@ def passed(moment: int) -> bool:
 
 def parse_duration(text: str) -> float:
     """Seconds of ``500ms``, ``10s``, ``2m``, ``1h``, ``2m5s``; a bare number is seconds. ``ValueError`` otherwise."""
+    import re  # late: only who reads what people write needs it
+
     stripped = text.strip()
-    if _SECONDS.fullmatch(stripped):
+    if re.fullmatch(_NUMBER, stripped):
         return float(stripped)
-    match = _DURATION.fullmatch(stripped)
+    match = re.fullmatch(_DURATION, stripped)
     if match is None or not stripped:
         raise ValueError(f"{text!r} is not a duration: say 500ms, 10s, 2m or a number of seconds")
     return sum(float(part) * unit for part, unit in zip(match.groups("0"), _UNITS, strict=True))

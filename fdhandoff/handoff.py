@@ -39,7 +39,7 @@ from .protocol.messages import (
     State,
 )
 from .protocol.session import CHUNK, ITEMS_PER_FRAME, STATE_MAX, agree
-from .system.channel import Woken
+from .system.channel import Woken, descriptors_in_flight
 from .system.fds import close_all
 from .system.process import Process
 
@@ -299,6 +299,7 @@ class Handoff:
     def _send_items(self, deadline: int) -> None:
         conversation, items = self.conversation, self.offering.items
         session = conversation.session
+        session.window = descriptors_in_flight()
         position = 0
         while position < len(items):
             room = min(ITEMS_PER_FRAME, session.window_left, len(items) - position)

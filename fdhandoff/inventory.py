@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
+    from .system.fds import Description
     from .system.sockets import BindSpec
 
     Item = Any  # a socket, a descriptor, a Listener, File or Connection
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 def entry_of(name: str, fd: int, kind: int = 0, state: bytes = b"") -> Entry:
     """Describes open descriptor ``fd``. Without ``kind`` it is told by what the descriptor is: a socket with a peer is a
     connection, any other socket a listener, the rest files. ``ListenerError`` for what can't be handed over."""
+    return _described(name, fd, kind, state)[0]
+
+
+def _described(name: str, fd: int, kind: int, state: bytes = b"") -> tuple[Entry, Description | None]:
+    """The entry, and what it was made of where ``fd`` is a socket."""
     try:
         description = describe(fd)
     except OSError as error:
@@ -44,18 +50,13 @@ def entry_of(name: str, fd: int, kind: int = 0, state: bytes = b"") -> Entry:
             status = os.fstat(fd)
         except OSError as error:
             raise SystemCallError("fstat", error.errno or 0, doing=f"looking at {name!r}") from error
-        return Entry(
-            name,
-            kind or KIND_FILE,
-            mode=status.st_mode,
-            device=status.st_dev,
-            inode=status.st_ino,
-        )
+        file = Entry(name, kind or KIND_FILE, mode=status.st_mode, device=status.st_dev, inode=status.st_ino)
+        return file, None
     if not kind:
         kind = KIND_CONNECTION if description.connected else KIND_LISTENER
     if kind == KIND_LISTENER and not description.listening and not description.address:
         raise ListenerError(f"{name!r} (descriptor {fd}) is a socket without an address: bind it first", serving=OLD)
-    return Entry(
+    entry = Entry(
         name,
         kind,
         family=description.family,
@@ -68,6 +69,7 @@ def entry_of(name: str, fd: int, kind: int = 0, state: bytes = b"") -> Entry:
         address=description.address,
         state=state,
     )
+    return entry, description
 
 
 def collect(items: Mapping[str, Item] | Iterable[Item]) -> list[tuple[Entry, int]]:
@@ -124,10 +126,10 @@ def fits(spec: BindSpec, fd: int, *, strictly: bool = False) -> bool:
     return True
 
 
-def verify(entry: Entry, fd: int) -> None:
-    """``ListenerMismatch`` unless ``fd`` is what ``entry`` says."""
+def verify(entry: Entry, fd: int) -> Description | None:
+    """``ListenerMismatch`` unless ``fd`` is what ``entry`` says. Returns what the kernel says of a socket."""
     try:
-        actual = entry_of(entry.name, fd, entry.kind)
+        actual, description = _described(entry.name, fd, entry.kind)
     except ListenerError as error:
         raise ListenerMismatch(
             f"what came as {KIND_NAMES.get(entry.kind, 'item')} {entry.name!r} is something else: {error}",
@@ -144,3 +146,4 @@ def verify(entry: Entry, fd: int) -> None:
             expected=entry,
             got=actual,
         )
+    return description

@@ -54,6 +54,25 @@ def obtain(path: str, *, mode: int = 0o600, group: int | str | None = None) -> E
         return _endpoints[key]
 
 
+def prepare() -> None:
+    """Starts the thread that answers, so that nobody waits for it when a takeover is committed."""
+    with _lock:
+        _running()
+
+
+def rest() -> None:
+    """Ends that thread if there is no path to answer at."""
+    with _lock:
+        _rest()
+
+
+def _rest() -> None:
+    global _loop
+    if not _endpoints and _loop is not None:
+        _loop.stop()
+        _loop = None
+
+
 def adopt(path: str, sock: socket.socket, generation: int) -> Endpoint:
     """The endpoint of a control socket that came with a takeover. From here on this process answers at ``path``."""
     with _lock:
@@ -67,11 +86,13 @@ def adopt(path: str, sock: socket.socket, generation: int) -> Endpoint:
 
 def release(endpoint: Endpoint) -> None:
     """Stops answering, for a commit; the socket stays open, in case the service comes back."""
-    _running().remove(endpoint)
+    endpoint.fall_silent()
+    _running().remove(endpoint, wait=False)
 
 
 def resume(endpoint: Endpoint) -> None:
     """Answers again after ``release``."""
+    endpoint.speak_again()
     endpoint.socket.listen(_BACKLOG)
     _running().add(endpoint)
 
@@ -87,7 +108,6 @@ def remove(path: str) -> None:
 
 
 def _drop(path: str, *, unlink: bool) -> None:
-    global _loop
     with _lock:
         endpoint = _endpoints.pop(_key(path), None)
         if endpoint is None:
@@ -96,9 +116,7 @@ def _drop(path: str, *, unlink: bool) -> None:
         if unlink:
             unlink_control(endpoint.path, endpoint.socket, endpoint.identity)
         endpoint.socket.close()
-        if not _endpoints and _loop is not None:
-            _loop.stop()
-            _loop = None
+        _rest()
 
 
 def _at_exit() -> None:

@@ -265,6 +265,8 @@ class Takeover:
         except PeerGone:
             pass  # everything is here: whether the owner died, and the service is ours, is for ready() to find out
         self.state = conversation.session.take_state()
+        if self._control is not None:
+            registry.prepare()
 
     def _collect(self, deadline: int) -> None:
         """Items and state, until everything is here."""
@@ -291,14 +293,14 @@ class Takeover:
         fds.reverse()  # pop() takes them from the front; what is left at a failure is closed below
         try:
             for entry in entries:
-                verify(entry, fds[-1])
+                description = verify(entry, fds[-1])
                 if entry.kind == KIND_LISTENER:
-                    sockets.append(socket_from_fd(fds[-1]))
+                    sockets.append(socket_from_fd(fds[-1], description))
                     names.append(entry.name)
                 elif entry.kind == KIND_CONNECTION:
-                    self.connections.append(Connection(entry.name, socket_from_fd(fds[-1]), entry.state))
+                    self.connections.append(Connection(entry.name, socket_from_fd(fds[-1], description), entry.state))
                 elif entry.kind == KIND_CONTROL and self._control is None:
-                    self._control = socket_from_fd(fds[-1])
+                    self._control = socket_from_fd(fds[-1], description)
                     self._listening_pid = _listening_pid(self._control)
                 elif entry.kind == KIND_COUNTERS and self.counters_fd < 0:
                     self.counters_fd = fds[-1]
@@ -501,6 +503,7 @@ class Takeover:
             if self._conversation.session.state == "GAVE_BACK":
                 registry.forget(self.path)
             self._drop()
+            registry.rest()
         self._conversation.close()
         self._wake.close()
 

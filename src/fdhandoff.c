@@ -857,8 +857,10 @@ int fdh_gate_wait_room(struct fdh_gate *gate, int64_t deadline) {
             return 0;
         signal_clear(gate, SIGNAL_ROOM);
         atomic_fetch_or(&gate->memory->state, (uint32_t)STATE_WANTED);
-        if (fdh_gate_is_closed(gate) || has_room(gate->memory))
+        if (fdh_gate_is_closed(gate) || has_room(gate->memory)) {
+            signal_set(gate, SIGNAL_ROOM); /* the one that was cleared may have been meant for another waiter */
             return 0;
+        }
         struct pollfd p[2] = {{gate->room_fd, POLLIN, 0}, {gate->closed_fd, POLLIN, 0}};
         int ms = milliseconds_until(deadline);
         int n = poll(p, 2, ms);
@@ -871,6 +873,9 @@ int fdh_gate_wait_room(struct fdh_gate *gate, int64_t deadline) {
 
 void fdh_gate_room_clear(struct fdh_gate *gate) {
     signal_clear(gate, SIGNAL_ROOM);
+    atomic_fetch_or(&gate->memory->state, (uint32_t)STATE_WANTED);
+    if (has_room(gate->memory)) /* it came between the attempt that failed and the clearing */
+        signal_set(gate, SIGNAL_ROOM);
 }
 
 void fdh_gate_note(struct fdh_gate *gate, int64_t idle, int64_t detached) {

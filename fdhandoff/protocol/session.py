@@ -27,8 +27,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# Descriptors that were sent and not yet acknowledged. The kernel counts a user's descriptors in flight against the
-# open-files limit of the sender (1,024 for many), and another conversation of the same user may run beside this one.
+# Descriptors that may be sent and not yet acknowledged, where the sender knows no better. The kernel counts a user's
+# descriptors in flight against the open-files limit of the sender (1,024 for many), and another conversation of the same
+# user may run beside this one.
 WINDOW = 504
 ITEMS_PER_FRAME = frames.FDS_MAX
 # Bytes of state in a frame.
@@ -51,6 +52,7 @@ class Session:
         self.state = FIRST[role]
         self._on_change = on_change
         self._decoder = frames.Decoder()
+        self.window = WINDOW
         self.items_total = 0
         self.items_sent = 0
         self.items_acked = 0
@@ -78,7 +80,7 @@ class Session:
     @property
     def window_left(self) -> int:
         """How many more descriptors may be sent before an acknowledgement."""
-        return WINDOW - (self.items_sent - self.items_acked)
+        return self.window - (self.items_sent - self.items_acked)
 
     @property
     def pending_fds(self) -> list[int]:

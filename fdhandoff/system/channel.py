@@ -7,7 +7,7 @@ import select
 
 from ..deadline import FOREVER, remaining
 from ..errors import DeadlineExceeded, PeerGone, ProtocolError, SystemCallError
-from .native import FDH_AGAIN, FDH_EOF, ffi, lib
+from .native import FDH_AGAIN, FDH_EOF, FDH_FDS_MAX, ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,17 @@ _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 class Woken(Exception):
     """The wake descriptor became readable while waiting."""
+
+
+def descriptors_in_flight() -> int:
+    """How many descriptors this process may well have sent that nobody has received yet. The kernel refuses (ETOOMANYREFS)
+    when all of a user's together exceed the sender's open-files limit, so a quarter of it is ours; beyond two thousand
+    nothing is gained."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = 8 * FDH_FDS_MAX
+    return most if limit == resource.RLIM_INFINITY else max(2 * FDH_FDS_MAX, min(limit // 4, most))
 
 
 class Channel:
