@@ -1,0 +1,190 @@
+"""Processes in the plural: a generation's whole family, what it weighs, what of it has ended, and whether somebody in it
+waits for a listener.
+
+A parent's number is all that the kernel keeps of descent, and an orphan's parent is another. So that a family stays one,
+the master is the subreaper of its descendants, and each generation has a process group or session of its own: an orphan
+keeps that, and the kernel gives the number to no new process while a member lives.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ..errors import SystemCallError, Unsupported
+from .attention import Attention, look
+from .native import check, lib
+from .process import Exit
+
+TYPE_CHECKING = False
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+
+def become_subreaper(on: bool = True) -> None:
+    """Whether orphans among our descendants become our children. It survives exec; children do not inherit it.
+    ``Unsupported`` elsewhere than on Linux.
+    """
+    result = lib.fdh_subreaper(on)
+    if result == -errno.ENOSYS:
+        raise Unsupported("this system gives orphans to init alone: PR_SET_CHILD_SUBREAPER exists only on Linux")
+    check("prctl(PR_SET_CHILD_SUBREAPER)", result, "becoming the parent of orphans")
+
+
+def reap_all(others: Collection[int] = ()) -> list[tuple[int, Exit]]:
+    """The children that have ended, each with how, orphans that came to us included. Waits for none. The children
+    ``others`` are left to whoever waits for them: what is learnt here, ``Process.wait`` can't say any more.
+    """
+    reaped: list[tuple[int, Exit]] = []
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return reaped
+        if ended is None:
+            return reaped
+        if ended.si_pid in others:
+            break  # the kernel would show this one again and again
+        reaped += _reap(ended.si_pid)
+    for pid, parent, _, _ in _processes():
+        if parent == os.getpid() and pid not in others:
+            reaped += _reap(pid)
+    return reaped
+
+
+def _reap(pid: int) -> list[tuple[int, Exit]]:
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return []
+    if not found:
+        return []
+    code = os.waitstatus_to_exitcode(status)
+    return [(pid, Exit(status=code) if code >= 0 else Exit(signal=-code))]
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that ``pid`` started, and those that they started, zombies included. Not the orphans among them.
+
+    One look: a process that forks meanwhile may be ahead of it. Who must catch all looks until nothing new is found.
+    """
+    return sorted(_below({pid}, _children(_processes())))
+
+
+def members(pid: int) -> list[int]:
+    """``pid`` itself, while it exists, all processes of the group or session that it leads (an orphan stays in it), and
+    the descendants of them all. One look, as above.
+    """
+    processes = list(_processes())
+    family = {number for number, _, group, session in processes if pid in (number, group, session)}
+    return sorted(family | _below(family, _children(processes)))
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for what process ``pid`` does: ``R``, ``S``, ``D``, ``T``, ``Z`` (ended, not reaped), …; empty
+    when there is no such process.
+    """
+    fields = _stat(pid)
+    return fields[0].decode("ascii") if fields else ""
+
+
+def memory_of(pids: Iterable[int]) -> int:
+    """Bytes of memory that the processes use together: the sum of their PSS, in which a page that n processes share counts
+    as 1/n for each. What has ended counts nothing.
+
+    ``SystemCallError`` (EACCES) for another user's process, or one that forbids to be looked at, without CAP_SYS_PTRACE.
+    """
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+                total += sum(int(line.split()[1]) * 1024 for line in file if line.startswith(b"Pss:"))
+        except OSError as error:
+            if not vanished(pid, error):
+                raise not_permitted("open", error, f"reading the memory of process {pid}") from None
+    return total
+
+
+def cgroup_of(pid: int) -> str:
+    """The process's place in the control group tree (``/system.slice/app.service``): that of cgroup v2, or systemd's own
+    where v2 is not used (``/`` there, or absent). Empty when the process is gone or the system has no control groups.
+    """
+    unified = named = ""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                number, controllers, path = line.rstrip("\n").split(":", 2)
+                if number == "0" and not controllers:
+                    unified = path
+                elif controllers == "name=systemd":
+                    named = path
+    except (OSError, ValueError):
+        return ""
+    return unified if len(unified) > 1 else named or unified
+
+
+def who_waits_on(inodes: Collection[int], pids: Collection[int]) -> Attention:
+    """Which of the listeners ``inodes`` (``os.fstat(fd).st_ino``) somebody among ``pids`` and their descendants accepts
+    from or polls at this moment: readiness, where the listener is shared and its queue says nothing.
+    """
+    parents = {number: parent for number, parent, _, _ in _processes()}
+    seen: set[int] = set()
+    blind = ""
+    for pid in sorted(pids):
+        if parents.get(pid) not in pids:  # the others are descendants of these, whom ``look`` finds
+            found = look(pid, inodes)
+            seen |= found.inodes
+            blind = blind or found.blind
+    return Attention(frozenset(seen), "" if seen.issuperset(inodes) else blind)
+
+
+# --- what /proc says, and does not ----------------------------------------------------------------------------
+
+
+def vanished(pid: int, error: OSError) -> bool:
+    """Whether ``error``, met in ``/proc/PID``, only means that the process has ended."""
+    return error.errno in (errno.ENOENT, errno.ESRCH) or state_of(pid) in ("", "Z", "X")
+
+
+def not_permitted(call: str, error: OSError, doing: str) -> SystemCallError:
+    """The same error with what would allow it, where it is a matter of rights."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        doing += ", which takes the same user and a program that can be dumped, or CAP_SYS_PTRACE"
+    return SystemCallError(call, error.errno or 0, doing=doing)
+
+
+def _processes() -> Iterator[tuple[int, int, int, int]]:
+    """Number, parent, process group and session of every process that we see."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            fields = _stat(int(entry))
+            if fields:
+                yield int(entry), int(fields[1]), int(fields[2]), int(fields[3])
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of ``/proc/PID/stat`` from the state on."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            # The name in parentheses may hold anything, parentheses too: the fields follow the last one.
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
+
+
+def _children(processes: Iterable[tuple[int, int, int, int]]) -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for pid, parent, _, _ in processes:
+        children.setdefault(parent, []).append(pid)
+    return children
+
+
+def _below(roots: Collection[int], children: dict[int, list[int]]) -> set[int]:
+    found: set[int] = set()
+    queue = list(roots)
+    while queue:
+        fresh = set(children.get(queue.pop(), ())) - found
+        found |= fresh
+        queue.extend(fresh)
+    return found
