@@ -35,6 +35,16 @@ MAYBE_UNUSED static int map_again(struct fdh_gate *copy, const struct fdh_gate *
                                 read_only);
 }
 
+/* Makes room_fd unreadable behind the gate's back. */
+MAYBE_UNUSED static void forget_room(const struct fdh_gate *gate)
+{
+    char rest[8];
+
+    while (read(gate->room_fd, rest, sizeof rest) > 0)
+        ;
+    CHECK(!is_readable(gate->room_fd));
+}
+
 MAYBE_UNUSED static struct fdh_slot_info slot_of(const struct fdh_gate *gate, uint32_t index)
 {
     struct fdh_slot_info info;

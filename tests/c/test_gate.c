@@ -192,17 +192,27 @@ static void the_room_descriptor_tells_of_room_after_a_refusal(void)
         fdh_gate_leave(&gate);
         CHECK(is_readable(gate.room_fd));
         CHECK(is_readable(gate.room_fd));
+        CHECK(fdh_gate_enter(&gate));
         fdh_gate_room_clear(&gate);
-        CHECK(!is_readable(gate.room_fd));
+        CHECK(!is_readable(gate.room_fd)); /* it is full again */
+        fdh_gate_leave(&gate);
+        forget_room(&gate);
     }
-    CHECK(fdh_gate_enter(&gate));
-    fdh_gate_leave(&gate);
-    CHECK(!is_readable(gate.room_fd)); /* nobody was refused */
     CHECK(fdh_gate_enter(&gate));
     CHECK(!fdh_gate_enter(&gate));
     CHECK_EQUAL(fdh_gate_set_limit(&gate, 2), 0);
     CHECK(is_readable(gate.room_fd)); /* a higher limit is room too */
     fdh_gate_leave(&gate);
+    fdh_gate_deinit(&gate);
+}
+
+static void room_that_nobody_was_refused_is_not_told(void)
+{
+    CHECK_EQUAL(fdh_gate_create(&gate), 0);
+    CHECK_EQUAL(fdh_gate_set_limit(&gate, 1), 0);
+    CHECK(fdh_gate_enter(&gate));
+    fdh_gate_leave(&gate);
+    CHECK(!is_readable(gate.room_fd));
     fdh_gate_deinit(&gate);
 }
 
@@ -290,6 +300,7 @@ int main(void)
     RUN(waiting_needs_both_closed_and_empty);
     RUN(a_limit_refuses_the_one_too_many);
     RUN(the_room_descriptor_tells_of_room_after_a_refusal);
+    RUN(room_that_nobody_was_refused_is_not_told);
     RUN(waiting_for_room_ends_with_room_or_with_the_gate);
     RUN(idle_and_detached_are_gauges);
     RUN(there_are_as_many_slots_as_the_header_says);
