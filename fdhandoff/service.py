@@ -306,6 +306,9 @@ class Service:
             if self._pidfile is not None:
                 self._pidfile.take_over()
         self.holdings.settle()
+        if self._takeover is not None:
+            # Ours to close from here on, whatever becomes of the conversation.
+            self._takeover.listeners, self._takeover.files = Listeners((), ()), {}
         self.owner = True
         self.become(SERVING)
         if self.endpoint is not None:
@@ -723,7 +726,6 @@ class Service:
         if takeover is None or not takeover.give_back(f"generation {self.generation.number} ends in its probation: {why}"):
             return False
         self.owner = False
-        self.holdings.files = Files()  # what came was closed by it
         self.say(f"the service went back to {takeover.peer}")
         return True
 
