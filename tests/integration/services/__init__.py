@@ -111,7 +111,9 @@ class App:
 
     def pids(self) -> set[int]:
         """Every process that ran and has not ended."""
-        seen = {int(line.split()[0]) for line in self.find(r"^\d+ started")} | {one.pid for one in self.starters}
+        seen = {int(line.split()[0]) for line in self.find(r"^\d+ (started|listens|worker)")} | {
+            one.pid for one in self.starters
+        }
         return {pid for pid in seen if alive(pid)}
 
     def stop(self, timeout: float = PATIENCE) -> None:
