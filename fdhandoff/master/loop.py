@@ -47,6 +47,8 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._running = False
+        # Processes that somebody waits for, and that are not to be reaped as orphans.
+        self.waited: set[int] = set()
         self._selector.register(self._wake.fileno(), selectors.EVENT_READ, self._wake.clear)
 
     def call(self, what: Callable[[], object]) -> None:

@@ -13,6 +13,7 @@ from ..deadline import format_duration
 from ..errors import OLD, HandoffError, InProgress, UpgradeError
 from ..signals import StopRequests
 from ..system.processes import become_subreaper, members, reap_all
+from . import journal, resume
 from .loop import Loop
 from .outlets import Outlet, open_outlets
 from .rollout import Rollout, retire
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..control import Endpoint, Reply
     from .options import Options
 
+VERBS = ("status", "upgrade", "upgrade-master", "rollback", "stop", "hurry", "abort", "hold", "promote")
 _HISTORY = 10
 _REAP_SECONDS = 30.0
 
@@ -48,39 +50,49 @@ class Master:
         self.state = STARTING
         self.since = time.time()
         self.endpoint: Endpoint | None = None
-        self._numbers = 0
+        self.numbers = 0
         self._upgrade_wanted = False
         self._coalesced = 0
-        self._upgrades = 0
-        self._failures = 0
+        self.upgrades = 0
+        self.failures = 0
         self._stops = StopRequests()
         self._exit_status = 0
-        self._slots = self.options.max_draining + 2
+        self.slots = self.options.max_draining + 2
         self._before: dict[int, Any] = {}
 
     # --- life -----------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """From the first bind to the last connection; returns the exit status."""
+        state = resume.inherited(os.environ)
+        if state is not None and resume.is_dry_run(os.environ):
+            return resume.rehearse(self, state)
         try:
-            self._open()
-            self.spawn(self._begin())
+            self._open(state)
+            if self.current is None:
+                self.spawn(self._begin())
+            else:
+                self._go_on(state)
             self.loop.run()
         finally:
             self._close()
         return self._exit_status
 
-    def _open(self) -> None:
-        for position, text in enumerate(self.options.binds):
-            self.outlets += open_outlets(text, switch=self.options.switch, slots=self._slots, position=position)
-        for outlet in self.outlets:
-            self.say(f"listening on {outlet.name} {outlet.address} (switch: {outlet.mode})")
-        if self.options.path is not None:
-            self.endpoint = registry.obtain(self.options.path)
-            self.endpoint.why_not = "a master serves here: ask it to upgrade"
-            for verb in ("status", "upgrade", "rollback", "stop", "hurry", "abort", "hold", "promote"):
-                self.endpoint.verbs[verb] = self._in_loop(getattr(self, f"_verb_{verb}"))
+    def _open(self, state: dict[str, Any] | None) -> None:
         become_subreaper()
+        if state is not None:
+            resume.resume(self, state)
+        else:
+            self._take_the_path()
+            if not self.outlets:
+                for position, text in enumerate(self.options.binds):
+                    self.outlets += open_outlets(text, switch=self.options.switch, slots=self.slots, position=position)
+            for outlet in self.outlets:
+                self.say(f"listening on {outlet.name} {outlet.address} (switch: {outlet.mode})")
+        if self.endpoint is not None:
+            self.endpoint.why_not = "a master serves here: ask it to upgrade"
+            for verb in VERBS:
+                self.endpoint.verbs[verb] = self._in_loop(getattr(self, f"_verb_{verb.replace('-', '_')}"))
         for name in ("SIGHUP", "SIGUSR2", "SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGTTIN", "SIGTTOU", "SIGWINCH"):
             number = getattr(signal, name)
             self._before[number] = signal.signal(
@@ -88,10 +100,32 @@ class Master:
             )
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: self.loop.call(self._reap))
 
+    def _take_the_path(self) -> None:
+        """Nobody else answers there now. If a master died there, what it left is ours."""
+        if self.options.path is None:
+            return
+        self.endpoint = registry.obtain(self.options.path)
+        left = journal.read(journal.path_of(self.endpoint.path))
+        if left is not None:
+            resume.readopt(self, left)
+
+    def _go_on(self, state: dict[str, Any] | None) -> None:
+        """With generations that serve already."""
+        assert self.current is not None
+        self.state = SERVING
+        self.current.state, self.current.share = SERVING, 1.0
+        self.current.watch_over()
+        self.changed()
+        self.say(f"{self.current} goes on serving")
+        if state is not None:
+            resume.answer(state, {"state": self.state, "version": __version__})
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
     def _close(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self.endpoint is not None and self.options.path is not None:
+            journal.remove(journal.path_of(self.endpoint.path))
             registry.remove(self.options.path)
         for outlet in self.outlets:
             outlet.close(unlink=True)
@@ -133,19 +167,27 @@ class Master:
 
     def _new_run(self, options: Options) -> Run:
         taken = {run.slot for run in self.runs}
-        slot = next(slot for slot in range(self._slots) if slot not in taken)
-        self._numbers += 1
+        slot = next(slot for slot in range(self.slots) if slot not in taken)
+        self.numbers += 1
         sockets = []
         for outlet in self.outlets:
             for wrong in outlet.mend(slot):
                 self.say(f"{outlet.name}: {wrong} (repaired)")
             sockets.append((outlet.name, outlet.give(slot)))
-        run = Run(self.loop, self._numbers, slot, options, sockets, self.say)
+        run = Run(self.loop, self.numbers, slot, options, sockets, self.say)
         self.runs.append(run)
         return run
 
     def changed(self) -> None:
-        """Something that others may want to know has changed."""
+        """Something has changed that a new master must know, should this one die."""
+        if self.endpoint is None:
+            return
+        try:
+            journal.write(journal.path_of(self.endpoint.path), resume.snapshot(self))
+        except OSError as error:
+            self.say(
+                f"the journal can't be written ({error}): if this master dies now, its generations are not found again"
+            )
 
     # --- upgrade --------------------------------------------------------------------------------------------
 
@@ -170,11 +212,11 @@ class Master:
         return self.spawn(self._upgrade(rollout))
 
     async def _upgrade(self, rollout: Rollout) -> None:
-        self._upgrades += 1
+        self.upgrades += 1
         try:
             await rollout.run()
         except (HandoffError, OSError, ValueError) as error:
-            self._failures += 1
+            self.failures += 1
             self.say(f"upgrade to {rollout.new} failed: {error}; {rollout.old} serves")
             raise
         finally:
@@ -288,7 +330,7 @@ class Master:
     def _reap(self) -> None:
         """Orphans that became ours. Our own processes are waited for by their pidfds."""
         ours = {process.pid for run in self.runs for process in run.processes}
-        reap_all(ours)
+        reap_all(ours | self.loop.waited)
 
     # --- verbs ----------------------------------------------------------------------------------------------
 
@@ -348,6 +390,11 @@ class Master:
         self.rollout.promoted.set(None)
         reply.done()
 
+    def _verb_upgrade_master(self, _: dict[str, Any], reply: Reply) -> None:
+        if self.rollout is not None or self.state != SERVING:
+            raise InProgress("the master is not upgraded while a generation is: wait for its outcome")
+        self.spawn(resume.replace_master(self, reply))
+
     def _verb_stop(self, _: dict[str, Any], reply: Reply) -> None:
         self.stop(f"{reply.asker} asked for it")
         reply.done({"state": self.state})
@@ -378,8 +425,8 @@ class Master:
             "generations": [*self.history, *(self._describe(run) for run in self.runs)],
             "last_upgrade": self.rollout.summary() if self.rollout is not None else self.last_upgrade,
             "counters": {
-                "upgrades": self._upgrades,
-                "failed": self._failures,
+                "upgrades": self.upgrades,
+                "failed": self.failures,
                 "coalesced": self._coalesced,
             },
         }

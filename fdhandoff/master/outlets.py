@@ -29,8 +29,10 @@ class Outlet:
     name: str
     address: str
     mode: str
+    text = ""  # as it was bound
     probed = False
     host = ""
+    only = -1  # the one slot whose generation knows this listener, where the others do not
 
     def give(self, slot: int) -> socket.socket:
         """The socket that the generation in ``slot`` gets; it stays the master's."""
@@ -38,6 +40,10 @@ class Outlet:
 
     def choose(self, old: int, new: int = -1, share: float = 0.0) -> None:
         """From now on ``share`` of the new connections go to slot ``new``, the others to ``old``."""
+
+    def narrowed(self, old: int, new: int, share: float) -> tuple[int, int, float]:
+        """What ``choose`` is to do."""
+        return (old, new, share) if self.only < 0 else (self.only, -1, 0.0)
 
     def waiting(self, slot: int) -> int | None:
         """Connections in the slot's queue; ``None`` where the kernel does not say."""
@@ -66,6 +72,10 @@ class Outlet:
     def end_probe(self) -> None:
         """The probe is over."""
 
+    def sockets(self) -> dict[int, socket.socket]:
+        """The sockets that it holds, by slot: what a successor of the master must find again."""
+        raise NotImplementedError
+
     def close(self, *, unlink: bool) -> None:
         """Ends it; ``unlink`` when no other process serves there."""
         raise NotImplementedError
@@ -76,9 +86,12 @@ class KernelOutlet(Outlet):
 
     mode = KERNEL
 
-    def __init__(self, name: str, group: Group) -> None:
+    def __init__(self, name: str, group: Group, places: dict[int, int] | None = None) -> None:
+        """``places``: which of the group's slots is which of ours, where that is not the same number (found again after a
+        crash, the group has an order of its own)."""
         self.name = name
         self._group = group
+        self.places = places or {}
         self._port = group.port
         description = describe(group.slot(0).fileno())
         assert description is not None
@@ -89,30 +102,40 @@ class KernelOutlet(Outlet):
         self.host = self.address
         self._choice: tuple[int, int, float] = (0, -1, 0.0)
 
+    def _place(self, slot: int) -> int:
+        return self.places.get(slot, slot)
+
     def give(self, slot: int) -> socket.socket:
-        return self._group.slot(slot)
+        return self._group.slot(self._place(slot))
+
+    def sockets(self) -> dict[int, socket.socket]:
+        return {slot: self.give(slot) for slot in range(self._group.slots)}
+
+    @property
+    def group(self) -> Group:
+        return self._group
 
     def choose(self, old: int, new: int = -1, share: float = 0.0) -> None:
-        self._choice = (old, new, share)
+        self._choice = self.narrowed(old, new, share)
         self._attach(None)
 
     def _attach(self, probe: tuple[str, int] | None, slot: int = -1) -> None:
         old, new, share = self._choice
         if probe is not None and new < 0:
             new = slot
-        self._group.choose(old, new if new >= 0 else None, share=share, probe=probe)
+        self._group.choose(self._place(old), self._place(new) if new >= 0 else None, share=share, probe=probe)
 
     def waiting(self, slot: int) -> int | None:
-        return self._group.queue(slot)[0]
+        return self._group.queue(self._place(slot))[0]
 
     def backlog(self, slot: int) -> int | None:
-        return self._group.queue(slot)[1]
+        return self._group.queue(self._place(slot))[1]
 
     def connections(self, pids: Collection[int]) -> int:
         return count(self._port, pids, self._family) if self._stream else 0
 
     def mend(self, slot: int) -> list[str]:
-        return self._group.check(slot)
+        return self._group.check(self._place(slot))
 
     def connect_to(self, slot: int) -> socket.socket:
         host, port = self._target()
@@ -155,6 +178,9 @@ class SharedOutlet(Outlet):
     def give(self, slot: int) -> socket.socket:  # noqa: ARG002
         return self._sock
 
+    def sockets(self) -> dict[int, socket.socket]:
+        return {0: self._sock}
+
     def close(self, *, unlink: bool) -> None:
         if unlink and self.address.startswith("unix:/"):
             unlink_control(self.address[5:], self._sock)
@@ -166,12 +192,15 @@ class RenameOutlet(Outlet):
 
     mode = RENAME
 
-    def __init__(self, name: str, spec: BindSpec) -> None:
+    def __init__(self, name: str, spec: BindSpec, sockets: dict[int, socket.socket] | None = None) -> None:
         self.name = name
         self._spec = spec
         self._public = os.fsdecode(spec.path)
         self.address = f"unix:{self._public}"
-        self._sockets: dict[int, socket.socket] = {}
+        self._sockets: dict[int, socket.socket] = sockets or {}
+
+    def sockets(self) -> dict[int, socket.socket]:
+        return dict(self._sockets)
 
     def _private(self, slot: int) -> str:
         return f"{self._public}.{slot}"
@@ -185,6 +214,7 @@ class RenameOutlet(Outlet):
 
     def choose(self, old: int, new: int = -1, share: float = 0.0) -> None:
         """All or nothing: a canary is not to be had here, so only a whole share moves the name."""
+        old, new, share = self.narrowed(old, new, share)
         slot = new if share >= 1.0 else old
         temporary = f"{self._public}.next"
         if os.path.lexists(temporary):
@@ -215,6 +245,13 @@ def _same_file(one: str, other: str) -> bool:
 
 def open_outlets(text: str, *, switch: str, slots: int, position: int) -> list[Outlet]:
     """Binds ``[NAME=]ADDRESS`` in the way that suits it. All or nothing."""
+    opened = _open(text, switch, slots, position)
+    for outlet in opened:
+        outlet.text = text
+    return opened
+
+
+def _open(text: str, switch: str, slots: int, position: int) -> list[Outlet]:
     spec = parse_bind(text)
     name = spec.name or f"listener{position}"
     if spec.kind in ("tcp", "udp") and switch == KERNEL:
@@ -225,3 +262,36 @@ def open_outlets(text: str, *, switch: str, slots: int, position: int) -> list[O
     if spec.kind == "unix" and not spec.path.startswith(b"\0") and switch == KERNEL:
         return [RenameOutlet(name, spec)]
     return [SharedOutlet(name, sock) for sock in bind(spec)]
+
+
+def reopen_outlet(mode: str, name: str, text: str, slots: int, found: dict[int, socket.socket]) -> Outlet:
+    """The outlet whose sockets were found again, by slot, in processes that outlived the last master. Takes them."""
+    outlet: Outlet
+    if mode == KERNEL:
+        # The sockets of idle slots ended with the last master, so the kernel has moved the others: it is asked for the order.
+        group = Group.from_sockets(list(found.values()), slots, in_order=False)
+        outlet = KernelOutlet(name, group, _places(group, found, slots))
+    elif mode == RENAME:
+        outlet = RenameOutlet(name, parse_bind(text), found)
+    else:
+        first, *others = found.values()
+        for sock in others:
+            sock.close()
+        outlet = SharedOutlet(name, first)
+    outlet.text = text
+    return outlet
+
+
+def _places(group: Group, found: dict[int, socket.socket], slots: int) -> dict[int, int]:
+    """Our slots as the group's: those with a socket where it is, the idle ones in what is left."""
+    places = {}
+    for slot, sock in found.items():
+        description = describe(sock.fileno())
+        place = group.slot_of(description.cookie) if description is not None else None
+        if place is not None:
+            places[slot] = place
+    free = iter(sorted(set(range(slots)) - set(places.values())))
+    for slot in range(slots):
+        if slot not in places:
+            places[slot] = next(free)
+    return places

@@ -176,10 +176,12 @@ async def run_command(loop: Loop, text: str, run: Run, seconds: float) -> str:
     except (HandoffError, ValueError) as error:
         return str(error)
     ended: Future[None] = Future()
+    loop.waited.add(process.pid)
     loop.on_readable(process.fileno(), lambda: ended.set(None))
     try:
         await first(ended, sleep(loop, seconds))
     finally:
+        loop.waited.discard(process.pid)
         loop.forget(process.fileno())
         result = _finish(process, ended.done)
     return result if ended.done else f"{text!r} did not end within {seconds:g} s"

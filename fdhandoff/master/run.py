@@ -11,7 +11,9 @@ import time
 from ..deadline import after
 from ..errors import SystemCallError
 from ..system import environment
+from ..system.fds import describe
 from ..system.process import Exit, Process, spawn
+from . import conventions
 from .options import assignments, read_env_file
 from .tasks import Future
 
@@ -67,10 +69,12 @@ class Run:
         self.ended: Future[Exit] = Future()
         self.restarts = False  # whether a dead process is replaced: once the generation serves
         self._loop = loop
-        self._sockets = list(sockets)
+        self.sockets = list(sockets)
         self._say = say
         self._born: dict[int, float] = {}
         self._backoff = BACKOFF_FIRST
+        self.workers = options.workers
+        self._leaving: set[int] = set()
         self._pending: list[Timer] = []
         self._notify_address = ""
 
@@ -85,6 +89,13 @@ class Run:
     def alive(self) -> bool:
         return bool(self.processes)
 
+    def time_left(self) -> float | None:
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def last_words(self) -> list[str]:
+        """The last lines that it wrote to its standard error, where they are known."""
+        return []
+
     # --- starting -------------------------------------------------------------------------------------------
 
     def environ(self) -> dict[str, str]:
@@ -93,9 +104,11 @@ class Run:
         environment.strip(environ)
         if self.options.env_file:
             environ.update(read_env_file(self.options.env_file))
+        conventions.strip(environ)
         environ.update(assignments(self.options.env))
-        if self._sockets:
-            environ.update(environment.compose([name for name, _ in self._sockets]))
+        if self.sockets:
+            environ.update(environment.compose([name for name, _ in self.sockets]))
+        environ.update(conventions.variables(self.options.conventions, self._addresses(), self.number))
         environ[environment.GENERATION] = str(self.number)
         if self.options.directory:
             environ["PWD"] = self.options.directory
@@ -106,12 +119,12 @@ class Run:
     def start(self, notify_address: str = "") -> None:
         """Starts every process. ``SystemCallError`` when the command can't be started; then none is left."""
         self._notify_address = notify_address
-        for _ in range(self.options.workers):
+        for _ in range(self.workers):
             self._start_one()
 
     def _start_one(self) -> None:
         table = {0: 0, 1: 1, 2: 2}
-        table.update({environment.FIRST_FD + i: sock.fileno() for i, (_, sock) in enumerate(self._sockets)})
+        table.update({environment.FIRST_FD + i: sock.fileno() for i, (_, sock) in enumerate(self.sockets)})
         process = spawn(
             self.command(),
             fds=table,
@@ -119,13 +132,23 @@ class Run:
             cwd=self.options.directory or None,
             own_group=1,
         )
+        self.adopt(process)
+
+    def adopt(self, process: Process) -> None:
+        """A process that another master started. It need not be our child: then how it ends is not known, only that."""
         self.processes.append(process)
         self._born[process.pid] = time.monotonic()
         self._loop.on_readable(process.fileno(), lambda: self._process_ended(process))
 
+    def _addresses(self) -> list[str]:
+        descriptions = [describe(sock.fileno()) for _, sock in self.sockets]
+        addresses = [what.address if what is not None else "" for what in descriptions]
+        # Under the rename switch the socket has a name of its own beside the public one.
+        return [text.removesuffix(f".{self.slot}") if text.startswith("unix:/") else text for text in addresses]
+
     def command(self) -> list[str]:
         """The command, ``{fd:NAME}`` replaced by the number that the listener has in the child."""
-        numbers = {name: environment.FIRST_FD + i for i, (name, _) in reversed(list(enumerate(self._sockets)))}
+        numbers = {name: environment.FIRST_FD + i for i, (name, _) in reversed(list(enumerate(self.sockets)))}
 
         def number(match: re.Match[str]) -> str:
             if match[1] not in numbers:
@@ -170,7 +193,8 @@ class Run:
         self.processes.remove(process)
         process.close()
         self.exit = ended
-        asked = self.state == STOPPING
+        asked = self.state == STOPPING or process.pid in self._leaving
+        self._leaving.discard(process.pid)
         if not asked:
             self._say(f"{self} (pid {process.pid}) {ended}")
             self.died.set(f"pid {process.pid} {ended}")
@@ -179,10 +203,24 @@ class Run:
         elif not self.processes:
             self._finish()
 
+    def add_worker(self) -> None:
+        """One more joins, as soon as it is started."""
+        self._start_one()
+        self.workers += 1
+
+    def remove_worker(self) -> None:
+        """The youngest is told to finish and end. The last one stays."""
+        staying = [process for process in self.processes if process.pid not in self._leaving]
+        if self.workers <= 1 or len(staying) <= 1:
+            raise ValueError(f"{self} has one worker only")
+        self.workers -= 1
+        self._leaving.add(staying[-1].pid)
+        staying[-1].signal(getattr(signal, self.options.stop_signal))
+
     def watch_over(self) -> None:
         """The generation serves: from here on a process that dies is replaced, also one that died just now."""
         self.restarts = True
-        for _ in range(self.options.workers - len(self.processes)):
+        for _ in range(self.workers - len(self.processes)):
             self._restart_later(time.monotonic())
 
     def _restart_later(self, born: float) -> None:

@@ -66,6 +66,12 @@ class Channel:
         self._socket.close()
         self._fd = -1
 
+    def detach(self) -> int:
+        """The descriptor, which is the caller's from here on."""
+        fd, self._fd = self._fd, -1
+        self._socket.detach()
+        return fd
+
     def send(
         self, frames: Sequence[tuple[bytes, int]], fds: Sequence[int] = (), deadline: int = FOREVER, wake_fd: int = -1
     ) -> None:

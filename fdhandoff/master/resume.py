@@ -1,0 +1,302 @@
+"""A new master for what an old one left: after a SIGKILL, from the journal and from the processes that serve on; after an
+exec in place, from the same state and the descriptors that were kept open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+
+from .. import registry
+from ..control import Reply
+from ..deadline import after
+from ..errors import OLD, HandoffError, SystemCallError, UpgradeError
+from ..successor import START_DIRECTORY, own_command
+from ..system.adoption import sockets_of
+from ..system.channel import Channel
+from ..system.fds import describe, socket_from_fd
+from ..system.process import Peer, Process, find_program, spawn
+from ..system.sockets import parse_bind
+from ..system.switch import Group
+from .options import KERNEL, SHARED
+from .outlets import RENAME, KernelOutlet, Outlet, reopen_outlet
+from .run import CANARY, DRAINING, STARTING, Run
+from .tasks import Future, first, sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+    from typing import Any
+
+    from .master import Master
+
+STATE = "FDHANDOFF_MASTER_STATE"  # the descriptor of the state, for the master that an exec makes
+DRY_RUN = "FDHANDOFF_MASTER_DRY_RUN"
+REHEARSAL_SECONDS = 30.0
+
+
+def snapshot(master: Master) -> dict[str, Any]:
+    """All that a successor must know, as JSON has it; descriptors only by their sockets' cookies."""
+    return {
+        "pid": os.getpid(),
+        "number": master.numbers,
+        "current": master.current.number if master.current is not None else 0,
+        "since": master.since,
+        "slots": master.slots,
+        "upgrades": master.upgrades,
+        "failures": master.failures,
+        "last_upgrade": master.last_upgrade,
+        "history": list(master.history),
+        "outlets": [
+            {
+                "mode": outlet.mode,
+                "name": outlet.name,
+                "text": outlet.text,
+                "address": outlet.address,
+                "cookies": {str(slot): _cookie(sock) for slot, sock in outlet.sockets().items()},
+            }
+            for outlet in master.outlets
+        ],
+        "runs": [
+            {
+                "number": run.number,
+                "slot": run.slot,
+                "state": run.state,
+                "since": run.since,
+                "command": run.options.command,
+                "processes": [[process.pid, process.started] for process in run.processes],
+            }
+            for run in master.runs
+        ],
+    }
+
+
+def _cookie(sock: socket.socket) -> int:
+    description = describe(sock.fileno())
+    return description.cookie if description is not None else 0
+
+
+# --- after a crash --------------------------------------------------------------------------------------------
+
+
+def readopt(master: Master, state: dict[str, Any]) -> bool:
+    """Takes over what a dead master left, if any of it lives: whether it did. The listeners are found in the processes that
+    still hold them."""
+    alive: dict[int, list[Process]] = {}
+    for entry in state["runs"]:
+        processes = [process for process in map(_find, entry["processes"]) if process is not None]
+        if processes:
+            alive[entry["number"]] = processes
+    if not alive:
+        return False
+    master.say(
+        f"generation {', '.join(map(str, alive))} of a master that died (pid {state['pid']}) is alive: it goes on"
+    )
+    wanted = {cookie for outlet in state["outlets"] for cookie in outlet["cookies"].values() if cookie}
+    found: dict[int, socket.socket] = {}
+    for processes in alive.values():
+        for process in processes:
+            for cookie, sock in sockets_of(process, wanted - found.keys()).items():
+                found[cookie] = sock
+    for entry in state["outlets"]:
+        mine = {int(slot): found.pop(cookie) for slot, cookie in entry["cookies"].items() if cookie in found}
+        if mine:
+            master.outlets.append(reopen_outlet(entry["mode"], entry["name"], entry["text"], state["slots"], mine))
+    _restore(master, state, alive)
+    return True
+
+
+def _find(named: list[int]) -> Process | None:
+    pid, started = named
+    try:
+        process = Process.from_pid(pid, started)
+    except SystemCallError:
+        return None  # it has ended, or another has its number
+    if not process.alive():
+        process.close()
+        return None
+    return process
+
+
+def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Process]]) -> None:
+    """The generations, as they were, in the states that make sense now."""
+    master.numbers = state["number"]
+    master.since = state["since"]
+    master.upgrades, master.failures = state["upgrades"], state["failures"]
+    master.last_upgrade = state["last_upgrade"]
+    master.history.extend(state["history"])
+    for entry in state["runs"]:
+        processes = alive.get(entry["number"])
+        if not processes:
+            continue
+        options = master.options.replaced({"command": entry["command"]})
+        sockets = [(outlet.name, outlet.give(entry["slot"])) for outlet in master.outlets]
+        run = Run(master.loop, entry["number"], entry["slot"], options, sockets, master.say)
+        run.state, run.since = entry["state"], entry["since"]
+        for process in processes:
+            run.adopt(process)
+        master.runs.append(run)
+    current = next((run for run in master.runs if run.number == state["current"]), None)
+    serving = [run for run in master.runs if run.state not in (STARTING, CANARY)]
+    master.current = current or max(serving or master.runs, key=lambda run: run.number)
+    for outlet in master.outlets:
+        outlet.choose(master.current.slot)
+    for run in list(master.runs):
+        if run is master.current:
+            continue
+        if run.state in (STARTING, CANARY):
+            master.say(f"{run} was not yet serving: it is ended")
+            run.kill()
+            master.discard(run)
+        else:
+            run.state = DRAINING
+            master.retire(run)
+
+
+# --- an exec in place: the state travels in a memfd, the descriptors stay open ---------------------------------
+
+
+def inherited(environ: MutableMapping[str, str]) -> dict[str, Any] | None:
+    """What the master that we were before the exec has left us; ``None`` where there was none."""
+    number = environ.pop(STATE, None)
+    if number is None:
+        return None
+    with os.fdopen(int(number), "rb") as file:
+        file.seek(0)
+        state: dict[str, Any] = json.load(file)
+    return state
+
+
+def is_dry_run(environ: MutableMapping[str, str]) -> bool:
+    return environ.pop(DRY_RUN, None) is not None
+
+
+def rehearse(master: Master, state: dict[str, Any]) -> int:
+    """The new master, started beside the old one, which lives: can it read the state, and its own configuration?"""
+    for entry in state["outlets"]:
+        parse_bind(entry["text"])
+        if entry["mode"] not in (KERNEL, SHARED, RENAME):
+            raise HandoffError(f"this release knows no switch {entry['mode']!r}")
+    for entry in state["runs"]:
+        master.options.replaced({"command": entry["command"]})
+    return 0
+
+
+async def replace_master(master: Master, reply: Reply) -> None:
+    """``upgrade --master``: the new release of this program is tried on the state; if that goes well it takes our place by an
+    exec. After that there is no way back, so everything that can fail comes before."""
+    state, kept = exec_state(master)
+    memory = os.memfd_create("fdhandoff-master")
+    command = own_command()
+    try:
+        os.write(memory, json.dumps(state).encode())
+        failure = await _rehearsed(master, command, memory)
+        if failure:
+            raise UpgradeError(f"the new master failed its rehearsal ({failure}); this one goes on", serving=OLD)
+        state["reply"] = reply.detach()
+        os.lseek(memory, 0, os.SEEK_SET)
+        os.ftruncate(memory, 0)
+        os.write(memory, json.dumps(state).encode())
+        _exec(master, command, memory, [*kept, state["reply"]])
+    except (HandoffError, OSError) as error:
+        os.close(memory)
+        reply.fail("failed", str(error), serving=OLD)
+        master.say(f"the master was not upgraded: {error}")
+
+
+async def _rehearsed(master: Master, command: list[str], memory: int) -> str:
+    """Why the new master can't: empty when it can."""
+    environ = {**os.environ, STATE: "3", DRY_RUN: "1"}
+    process = spawn(command, fds={0: 0, 1: 1, 2: 2, 3: memory}, env=environ, cwd=START_DIRECTORY)
+    ended: Future[None] = Future()
+    master.loop.waited.add(process.pid)
+    master.loop.on_readable(process.fileno(), lambda: ended.set(None))
+    await first(ended, sleep(master.loop, REHEARSAL_SECONDS))
+    master.loop.waited.discard(process.pid)
+    master.loop.forget(process.fileno())
+    if not ended.done:
+        process.signal(signal.SIGKILL)
+    how = process.wait(after(5.0))
+    process.close()
+    if not ended.done:
+        return f"it did not end within {REHEARSAL_SECONDS:g} s"
+    return "" if how is not None and how.status == 0 else str(how)
+
+
+def _exec(master: Master, command: list[str], memory: int, kept: list[int]) -> None:
+    program = find_program(command[0], os.environ, None)
+    master.say("the new master takes over, in place")
+    # What arrives from here on waits for the new master's handlers.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    for fd in (memory, *kept):
+        os.set_inheritable(fd, True)
+    try:
+        os.chdir(START_DIRECTORY)
+        os.execve(program, command, {**os.environ, STATE: str(memory)})  # noqa: S606 - no shell, on purpose
+    finally:  # only where it failed
+        for fd in (memory, *kept):
+            os.set_inheritable(fd, False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def answer(state: dict[str, Any], body: dict[str, Any]) -> None:
+    """Tells whoever asked the old master for the new one that it is there."""
+    fd = state.get("reply", -1)
+    if fd >= 0:
+        channel = Channel(socket.socket(fileno=fd))
+        os.set_inheritable(fd, False)
+        Reply(channel, Peer(0, 0, 0)).done(body)
+
+
+def exec_state(master: Master) -> tuple[dict[str, Any], list[int]]:
+    """The state with descriptor numbers in it, and those numbers: they must survive the exec."""
+    state = snapshot(master)
+    kept: list[int] = []
+    for entry, outlet in zip(state["outlets"], master.outlets, strict=True):
+        if isinstance(outlet, KernelOutlet):
+            entry["members"] = [sock.fileno() for sock in outlet.group.members()]
+            entry["places"] = {str(slot): place for slot, place in outlet.places.items()}
+            kept += entry["members"]
+        else:
+            entry["fds"] = {str(slot): sock.fileno() for slot, sock in outlet.sockets().items()}
+            kept += entry["fds"].values()
+    if master.endpoint is not None:
+        state["control"] = master.endpoint.socket.fileno()
+        kept.append(state["control"])
+    return state, kept
+
+
+def resume(master: Master, state: dict[str, Any]) -> None:
+    """In the same process, after the exec: everything is still ours, only the words for it are gone."""
+    for entry in state["outlets"]:
+        master.outlets.append(_outlet_of(entry, state["slots"]))
+    if "control" in state and master.options.path is not None:
+        control = socket_from_fd(state["control"])
+        control.set_inheritable(False)
+        master.endpoint = registry.adopt(master.options.path, control, 0)
+    alive = {}
+    for entry in state["runs"]:
+        processes = [process for process in map(_find, entry["processes"]) if process is not None]
+        if processes:
+            alive[entry["number"]] = processes
+    if not alive:
+        raise HandoffError("no generation outlived the upgrade of the master", serving="nobody")
+    _restore(master, state, alive)
+
+
+def _outlet_of(entry: dict[str, Any], slots: int) -> Outlet:
+    if entry["mode"] != KERNEL:
+        found = {int(slot): _kept(fd) for slot, fd in entry["fds"].items()}
+        return reopen_outlet(entry["mode"], entry["name"], entry["text"], slots, found)
+    group = Group.from_sockets([_kept(fd) for fd in entry["members"]], slots)
+    outlet = KernelOutlet(entry["name"], group, {int(slot): place for slot, place in entry["places"].items()})
+    outlet.text = entry["text"]
+    return outlet
+
+
+def _kept(fd: int) -> socket.socket:
+    """A socket that outlived the exec, and shall outlive no other."""
+    os.set_inheritable(fd, False)
+    return socket_from_fd(fd)
