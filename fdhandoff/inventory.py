@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     Item = Any  # a socket, a descriptor, a Listener, File or Connection
 
 
+_NO_ADDRESS = ("", "unix:", "0.0.0.0:0", "[::]:0")
+
+
 def entry_of(name: str, fd: int, kind: int = 0, state: bytes = b"") -> Entry:
     """Describes open descriptor ``fd``. Without ``kind`` it is told by what the descriptor is: a socket with a peer is a
     connection, any other socket a listener, the rest files. ``ListenerError`` for what can't be handed over."""
@@ -54,7 +57,7 @@ def _described(name: str, fd: int, kind: int, state: bytes = b"") -> tuple[Entry
         return file, None
     if not kind:
         kind = KIND_CONNECTION if description.connected else KIND_LISTENER
-    if kind == KIND_LISTENER and not description.listening and not description.address:
+    if kind == KIND_LISTENER and not description.listening and description.address in _NO_ADDRESS:
         raise ListenerError(f"{name!r} (descriptor {fd}) is a socket without an address: bind it first", serving=OLD)
     entry = Entry(
         name,
