@@ -27,7 +27,11 @@ class Stranger:
     @classmethod
     def connected(cls, path: str) -> Stranger:
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(path)
+        try:
+            sock.connect(path)
+        except BaseException:
+            sock.close()
+            raise
         return cls(sock)
 
     def raw(self, data: bytes, fds: list[int] | None = None) -> None:
