@@ -105,7 +105,7 @@ _UNKNOWN = Choice(range(0xFFFF, 0x10000))  # no index of any group: the kernel h
 
 class Group:
     """One address with its slots. ``bind``, ``join`` or ``from_sockets`` makes one; ``close`` it. ``choice`` is what is
-    attached, or ``None`` after ``from_sockets`` until ``choose`` is called; ``slots`` is how many there are.
+    attached, ``None`` where that is not known (``from_sockets`` without one); ``slots`` is how many there are.
 
     A slot's socket polls as hung up once a server called ``shutdown()`` on it: registered with no events at all, the master
     is woken by that and nothing else. Then ``repair``.
@@ -204,10 +204,10 @@ class Group:
         """A group of sockets that are one already, after this process replaced another that made it. Takes them, except when it
         raises.
 
-        ``in_order``: they are ``members()`` of that other, all of them, and ``choice`` was its choice; the program is
-        untouched. Else some members have gone, as after a SIGKILL, and the order of these is asked from the kernel, which
-        takes a packet for each; they become the first slots (``slot_of`` tells which), and until ``choose`` is called the
-        kernel hashes over all members: call it at once. What is missing is added.
+        ``in_order``: they are ``members()`` of that other, all of them, and ``choice`` was its choice, which is
+        attached again (without one, the program stays what it is). Else some members have gone, as after a SIGKILL, and the order of these is asked from the kernel, which
+        takes a packet for each, and meanwhile lets the kernel hash over them. They become the first slots (``slot_of`` tells
+        which); the first of ``members``, as they are given, gets everything. What is missing is added.
 
         ``ListenerError`` when the sockets are no group, or not all of it.
         """
@@ -217,8 +217,8 @@ class Group:
             if not in_order:
                 if len(members) > 1:
                     group._members = group._located(group._members)
-                # An index of no member: the kernel hashes over those that are left, until one is chosen.
-                group._program(_UNKNOWN, 0)
+                live = group._members.index(members[0])
+                group._attach(Choice(range(live, live + 1)))  # before there are members that nobody accepts from
             elif choice is not None:
                 group._attach(choice)
             group._fill()

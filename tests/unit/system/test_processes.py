@@ -181,4 +181,3 @@ else:
             assert who_waits_on([inode], [os.getpid()]).inodes == {inode}  # by a descendant
             with socket.create_connection(sock.getsockname()):
                 pass
-

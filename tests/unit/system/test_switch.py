@@ -383,6 +383,7 @@ def test_after_any_sequence_a_connection_lands_in_the_chosen_slot_only(seed: int
                 group = Group.from_sockets(copies, slots, in_order=False)
                 cookies = [described.cookie for copy in copies if (described := describe(copy.fileno()))]
                 assert {group.slot_of(cookie) for cookie in cookies} == set(range(len(copies)))
+                assert landed(group) == [group.slot_of(cookies[0])]
             good = [slot for slot in range(group.slots) if slot not in lost]
             for chosen in chance.sample(good, min(2, len(good))):
                 group.choose(chosen)
