@@ -204,10 +204,11 @@ class Group:
         """A group of sockets that are one already, after this process replaced another that made it. Takes them, except when it
         raises.
 
-        ``in_order``: they are ``members()`` of that other, all of them, and ``choice`` was its choice, which is
-        attached again (without one, the program stays what it is). Else some members have gone, as after a SIGKILL, and the order of these is asked from the kernel, which
-        takes a packet for each, and meanwhile lets the kernel hash over them. They become the first slots (``slot_of`` tells
-        which); the first of ``members``, as they are given, gets everything. What is missing is added.
+        ``in_order``: they are ``members()`` of that other, all of them, and ``choice`` was its choice, which is attached again
+        (without one, the program stays what it is). Else some members have gone, as after a SIGKILL, and the order of these
+        is asked from the kernel, which takes a packet for each, and meanwhile lets the kernel hash over them. They become the
+        first slots (``slot_of`` tells which); the first of ``members``, as they are given, gets everything. What is missing
+        is added.
 
         ``ListenerError`` when the sockets are no group, or not all of it.
         """
