@@ -240,3 +240,38 @@ def test_a_c_server_that_is_killed_before_it_is_ready_changes_nothing(programs: 
     assert answer(programs.port)["release"] == "c"
     successor.terminate()
     assert successor.wait(20) == 0
+
+
+# --- the tutorial ---------------------------------------------------------------------------------------------
+
+
+def test_the_tutorial_holds_what_it_says(programs: Programs, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "tutorial" / "first-upgrade.md").read_text(encoding="utf-8")
+    source = text.partition("```python\n")[2].partition("```")[0]
+    source = source.replace("8000", str(programs.port)).replace("/tmp/tutorial/handoff.sock", str(programs.path))
+    script = tmp_path / "server.py"
+
+    def release(word: str) -> None:
+        script.write_text(source.replace('"one"', f'"{word}"'))
+
+    def ask(target: str = "") -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{programs.port}/{target}", timeout=30) as response:
+            found: bytes = response.read()
+        return found
+
+    release("one")
+    first = programs.start(sys.executable, script)
+    programs.said(first, "generation 1 serves")
+    assert ask() == b"release one, generation 1\n"
+    release("two")
+    second = programs.start(sys.executable, script)
+    programs.said(second, f"generation 2 serves, taken over from pid {first.pid}")
+    assert ask() == b"release two, generation 2\n"
+    assert first.wait(20) == 0
+    broken = programs.start(sys.executable, script, "--broken")
+    assert broken.wait(20) == 1
+    assert ask() == b"release two, generation 2\n"
+    release("three")
+    second.send_signal(signal.SIGHUP)
+    assert second.wait(30) == 0
+    assert ask() == b"release three, generation 3\n"
