@@ -127,6 +127,8 @@ def _at_exit() -> None:
 def _after_fork_in_child() -> None:
     global _loop, _lock
     _lock = threading.Lock()
+    for endpoint in _endpoints.values():  # also those that the thread does not know yet, or not at the moment
+        endpoint.socket.close()
     _endpoints.clear()
     if _loop is not None:
         _loop.forget_in_child()
