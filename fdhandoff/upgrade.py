@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _NOTIFY_SECONDS = 5.0
 _PROOF_SECONDS = 10.0
+_SERVING_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 
 
@@ -209,7 +210,7 @@ class Upgrader:
         conversation.wake_fd = self.interrupt.fileno()
         handoff: Handoff | None = None
         try:
-            handoff = Handoff(conversation, self._offering())
+            handoff = Handoff(conversation, self._offering(child))
             service.hooks.before("offer")
             handoff.offer(hello)
             service.hooks.after("offer")
@@ -244,7 +245,7 @@ class Upgrader:
             child.signal(signal.SIGKILL)
             handoff.await_serving(after(_PROOF_SECONDS))
 
-    def _offering(self) -> Offering:
+    def _offering(self, child: Process | None) -> Offering:
         service, endpoint = self.service, self.service.endpoint
         assert endpoint is not None
         offered = service.make_state()
@@ -260,6 +261,8 @@ class Upgrader:
             generation=service.generation.number + 1,
             state=offered,
             ready_timeout=service.ready_timeout,
+            # While it is silent nobody accepts. Our own child is ended then; a stranger can only be waited for.
+            serving_timeout=60.0 if child is None else min(_SERVING_SECONDS, service.ready_timeout),
             probation=service.probation,
             strict=True,
             close_gate=close_gate,

@@ -264,3 +264,32 @@ def test_after_a_rollback_the_queue_is_served_and_the_accept_loop_goes_on(tmp_pa
         for _ in range(5):
             assert app.generation() == 1
         app.stop()
+
+
+def test_a_successor_that_owns_the_service_and_never_says_so_is_ended(tmp_path: Path) -> None:
+    """Stopped when it has read the commit: the old one may not accept, for the other could go on at any moment. But it is a
+    child, so it can be killed, and its death is the proof that gives the service back."""
+    with App(tmp_path, ready_timeout=2) as app:
+        first = app.start()
+        app.deploy(misbehave="commit:stop")
+        with app.connect() as queued:
+            answer = app.ask("upgrade")
+            assert answer.startswith("RolledBack old "), answer
+            assert ask_on(queued).startswith(f"1 {first.pid} ")
+        assert children_of(first.pid) == []
+        app.deploy(misbehave="")
+        assert app.ask("upgrade").startswith("handed 2")
+        app.stop()
+
+
+def test_stops_and_upgrades_at_any_moment_end_in_one_owner_or_none(tmp_path: Path) -> None:
+    """The two requests race; whichever wins, nobody is left over and nothing hangs."""
+    with App(tmp_path, probation=0.05) as app:
+        for number in range(8):
+            process = app.start()
+            process.send_signal(signal.SIGHUP)
+            threading.Event().wait(number * 0.04)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            app.stop()  # the successor, where there is one
+            assert not (tmp_path / "handoff.sock").exists()

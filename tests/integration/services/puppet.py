@@ -166,6 +166,9 @@ def main() -> None:
         listen(service)
         adopt(service)
         misbehave("boot")
+        if MISBEHAVE == "commit:stop":
+            session = service._takeover._conversation.session
+            session.observe(lambda _, step, __: os.kill(os.getpid(), signal.SIGSTOP) if step == "got COMMIT" else None)
         if CONFIG.get("watch_old"):
             threading.Thread(target=lambda: tell("old ended", service.wait_old()), daemon=True).start()
         service.ready()
