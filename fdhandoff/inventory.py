@@ -82,11 +82,9 @@ def collect(items: Mapping[str, Item] | Iterable[Item]) -> list[tuple[Entry, int
     if hasattr(items, "items") and hasattr(items, "keys"):
         pairs = [(check_name(name), item) for name, item in items.items()]
     else:
-        pairs = [(getattr(item, "name", None) or f"listener{i}", item) for i, item in enumerate(items)]
-    collected = []
-    for name, item in pairs:
-        collected.append(_item(name, item))
-    return collected
+        # Only ours have a name of that meaning: a file object's is its path.
+        pairs = [(item.name if isinstance(item, Listener) else f"listener{i}", item) for i, item in enumerate(items)]
+    return [_item(name, item) for name, item in pairs]
 
 
 def _item(name: str, item: Item) -> tuple[Entry, int]:
@@ -104,7 +102,7 @@ def _item(name: str, item: Item) -> tuple[Entry, int]:
         if entry.kind == KIND_FILE:
             raise ListenerError(f"the listener {name!r} (descriptor {fd}) is no socket", serving=OLD)
         return entry, fd
-    return entry_of(name if isinstance(name, str) else str(name), fd), fd
+    return entry_of(name, fd), fd
 
 
 def fits(spec: BindSpec, fd: int, *, strictly: bool = False) -> bool:
