@@ -177,8 +177,9 @@ struct fdh_gate {
  * attaches the caller. -ENOSYS, -EMFILE, -ENOMEM, … */
 int fdh_gate_create(struct fdh_gate *gate);
 
-/* Maps a gate that another process made. Takes the four descriptors, on failure too. With read_only the counters
- * can be read and nothing else (closed_fd, drained_fd and room_fd may then be -1).
+/* Maps a gate that another process made. Takes the four descriptors, on failure too. With read_only only
+ * fdh_gate_active, _is_closed, _limit, _counters, _slot_read and _deinit may be called on it (closed_fd, drained_fd and
+ * room_fd may then be -1); the calls that count need an attached handle.
  * -EBADMSG when the memory is not a gate of this ABI, or could be shrunk under us. */
 int fdh_gate_map_consume(struct fdh_gate *gate, int memory_fd, int closed_fd, int drained_fd, int room_fd,
                          bool read_only);
@@ -196,7 +197,8 @@ bool fdh_gate_enter(struct fdh_gate *gate);
 void fdh_gate_leave(struct fdh_gate *gate);
 /* The same, counted as forced instead of finished. */
 void fdh_gate_leave_forced(struct fdh_gate *gate);
-/* Nobody enters from here on: when this returns, whoever enters later is refused, and active only falls. It waits for
+/* Nobody enters from here on: when this returns, whoever enters later is refused, and active only falls (but
+ * for the instant in which such an enter, counted first, takes its count back). It waits for
  * calls of fdh_accept that are between entering and accepting (microseconds, unless their process is stopped), so that
  * after 0 no connection is accepted through this gate. FDH_AGAIN: the gate is closed, but at the deadline one such call
  * had not ended. -EINVAL for a gate mapped read_only. */
@@ -213,13 +215,13 @@ int fdh_gate_set_limit(struct fdh_gate *gate, uint64_t limit);
 uint64_t fdh_gate_limit(const struct fdh_gate *gate);
 /* Waits until there is room below the limit or the gate is closed: 0, or FDH_AGAIN at the deadline. */
 int fdh_gate_wait_room(struct fdh_gate *gate, int64_t deadline);
-/* Makes room_fd unreadable again; call it before a new attempt to enter. */
+/* Makes room_fd unreadable until there is room again, and at once readable when there is: call it before a new attempt. */
 void fdh_gate_room_clear(struct fdh_gate *gate);
 /* Adds to the idle and detached gauges of the caller's slot. */
 void fdh_gate_note(struct fdh_gate *gate, int64_t idle, int64_t detached);
 /* Totals of all slots. */
 void fdh_gate_counters(const struct fdh_gate *gate, struct fdh_counters *countersp);
-/* Slot number `index` (0 to FDH_GATE_SLOTS - 1). -ERANGE. */
+/* Slot number `index` (0 to FDH_GATE_SLOTS - 1). Its totals include those of the processes that had it before. -ERANGE. */
 int fdh_gate_slot_read(const struct fdh_gate *gate, uint32_t index, struct fdh_slot_info *infop);
 /* A process that died left its slot behind: what was inside is counted as forced, waiters are woken, the slot is
  * free again. Only after proof of death; pid must be the slot's own (-ESRCH otherwise). *settledp: how many. */
@@ -231,7 +233,7 @@ int fdh_gate_settle(struct fdh_gate *gate, uint32_t index, int64_t pid, uint64_t
  * (FDH_CLOSED), its limit is reached (FDH_FULL), or descriptors or memory ran out (FDH_PAUSE: wait a moment; the
  * connections stay in the queue). Each connection entered the gate in the same step, is close-on-exec and
  * non-blocking, and belongs to the caller, who calls fdh_gate_leave once when it is closed. Connections that died
- * in the queue are skipped. *np of fds are filled, with every condition. gate may be NULL: nothing is counted.
+ * in the queue are skipped where the system says so; on Linux they come, and the first read tells. *np of fds are filled, with every condition. gate may be NULL: nothing is counted.
  * The listener is made non-blocking: whoever shares it may have changed that meanwhile.
  * -EBADF, -EINVAL, -ENOTSOCK, -EOPNOTSUPP: not a listener. */
 int fdh_accept(struct fdh_gate *gate, int listener, int *fds, size_t capacity, size_t *np);
