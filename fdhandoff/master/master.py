@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,25 +11,32 @@ from collections import deque
 
 from .. import __version__, registry
 from ..deadline import format_duration
-from ..errors import OLD, HandoffError, InProgress, UpgradeError
+from ..errors import OLD, HandoffError, InProgress, SystemCallError, UpgradeError
 from ..signals import StopRequests
 from ..system.processes import become_subreaper, members, reap_all
 from . import journal, resume
-from .loop import Loop
-from .outlets import Outlet, open_outlets
-from .rollout import Rollout, retire
-from .run import DRAINING, ENDED, SERVING, STARTING, STOPPING, Run
-from .tasks import Cancelled, Task, first, sleep
+from .drain import bury, retire
+from .ending import Ending
+from .keeping import Keeper
+from .listeners import Change
+from .loop import Loop, Timer
+from .options import forbid_canary
+from .outlet import Outlet
+from .outlets import open_outlets
+from .report import describe
+from .rollout import Rollout
+from .run import DRAINING, ENDED, PROBATION, SERVING, STARTING, STOPPING, Run
+from .tasks import Cancelled, Task
+from .verbs import install
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
-    from ..control import Endpoint, Reply
-    from .options import Options
+    from ..control import Endpoint
+    from .options import CanaryStep, Options
 
-VERBS = ("status", "upgrade", "upgrade-master", "rollback", "stop", "hurry", "abort", "hold", "promote")
 _HISTORY = 10
 _REAP_SECONDS = 30.0
 
@@ -52,11 +60,14 @@ class Master:
         self.endpoint: Endpoint | None = None
         self.numbers = 0
         self._upgrade_wanted = False
-        self._coalesced = 0
+        self.coalesced = 0
+        self.more_workers = 0  # than the configuration says: TTIN and TTOU
+        self.keeper = Keeper(self)
+        self._next_restart: Timer | None = None
         self.upgrades = 0
         self.failures = 0
         self._stops = StopRequests()
-        self._exit_status = 0
+        self.ending = Ending(self)
         self.slots = self.options.max_draining + 2
         self._before: dict[int, Any] = {}
 
@@ -76,7 +87,7 @@ class Master:
             self.loop.run()
         finally:
             self._close()
-        return self._exit_status
+        return self.ending.exit_status
 
     def _open(self, state: dict[str, Any] | None) -> None:
         become_subreaper()
@@ -91,8 +102,7 @@ class Master:
                 self.say(f"listening on {outlet.name} {outlet.address} (switch: {outlet.mode})")
         if self.endpoint is not None:
             self.endpoint.why_not = "a master serves here: ask it to upgrade"
-            for verb in VERBS:
-                self.endpoint.verbs[verb] = self._in_loop(getattr(self, f"_verb_{verb.replace('-', '_')}"))
+            install(self)
         for name in ("SIGHUP", "SIGUSR2", "SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGTTIN", "SIGTTOU", "SIGWINCH"):
             number = getattr(signal, name)
             self._before[number] = signal.signal(
@@ -115,6 +125,7 @@ class Master:
         self.state = SERVING
         self.current.state, self.current.share = SERVING, 1.0
         self.current.watch_over()
+        self._plan_restart()
         self.changed()
         self.say(f"{self.current} goes on serving")
         if state is not None:
@@ -133,7 +144,7 @@ class Master:
 
     async def _begin(self) -> None:
         """The first generation: if it can't serve, its exit status is ours."""
-        run = self._new_run(self.options)
+        run = self._new_run(self.options, self.outlets)
         self.current = run
         try:
             for outlet in self.outlets:
@@ -142,14 +153,17 @@ class Master:
             await rollout._start()
         except (HandoffError, OSError, ValueError) as error:
             self.say(f"{run} could not be started: {error}")
-            ended = run.exit
+            self.ending.exit_status = _status_of(run, error)
             run.kill()
-            self._exit_status = 1 if ended is None else 128 + ended.signal if ended.signal else ended.status or 1
+            await run.ended
             self.loop.stop()
             return
+        if self.state != STARTING:
+            return  # told to stop meanwhile
         run.state, run.share = SERVING, 1.0
         run.watch_over()
         self.state = SERVING
+        self._plan_restart()
         self.changed()
         self.say(f"{run} serves")
 
@@ -165,16 +179,19 @@ class Master:
         task.when_done(look)
         return task
 
-    def _new_run(self, options: Options) -> Run:
+    def _new_run(self, options: Options, outlets: Sequence[Outlet]) -> Run:
         taken = {run.slot for run in self.runs}
-        slot = next(slot for slot in range(self.slots) if slot not in taken)
+        slot = next((slot for slot in range(self.slots) if slot not in taken), None)
+        if slot is None:
+            raise UpgradeError("too many generations have not ended yet: wait a moment", serving=OLD)
         self.numbers += 1
         sockets = []
-        for outlet in self.outlets:
+        for outlet in outlets:
             for wrong in outlet.mend(slot):
                 self.say(f"{outlet.name}: {wrong} (repaired)")
             sockets.append((outlet.name, outlet.give(slot)))
         run = Run(self.loop, self.numbers, slot, options, sockets, self.say)
+        run.workers = max(1, run.workers + self.more_workers)
         self.runs.append(run)
         return run
 
@@ -191,48 +208,81 @@ class Master:
 
     # --- upgrade --------------------------------------------------------------------------------------------
 
-    def upgrade(self, watcher: Callable[[dict[str, Any]], object] | None = None) -> Task[None]:
-        """Begins one, or raises why not."""
+    def refusal(self) -> str:
+        """Why no upgrade can begin now; empty when one can."""
         if self.rollout is not None:
-            raise InProgress(f"an upgrade to {self.rollout.new} is under way (step {self.rollout.step})")
+            return f"an upgrade to {self.rollout.new} is under way (step {self.rollout.step})"
         if self.state != SERVING or self.current is None:
-            raise UpgradeError(f"the service is {self.state}: it can't be upgraded now", serving=OLD)
+            return f"the service is {self.state}: it can't be upgraded now"
         draining = [run for run in self.runs if run.state in (DRAINING, STOPPING)]
         if len(draining) >= self.options.max_draining:
-            raise UpgradeError(
+            return (
                 f"{len(draining)} old generations still drain ({', '.join(str(run.number) for run in draining)}), "
-                "as many as --max-draining allows: wait, or end their drain with hurry",
-                serving=OLD,
+                "as many as --max-draining allows: wait, or end their drain with hurry"
             )
-        self.options = self.configure()
-        rollout = Rollout(self, self.current, self._new_run(self.options))
+        return ""
+
+    def upgrade(
+        self, watcher: Callable[[dict[str, Any]], object] | None = None, *, canary: list[CanaryStep] | None = None
+    ) -> Task[None]:
+        """Begins one, or raises why not. ``canary`` instead of the configured one, this time."""
+        refusal = self.refusal()
+        if refusal and self.rollout is not None:
+            raise InProgress(refusal)
+        if refusal or self.current is None:
+            raise UpgradeError(refusal, serving=OLD)
+        options = self.configure()
+        if canary is not None:
+            forbid_canary(canary, options)
+        change = Change(self, options.binds)
+        try:
+            new = self._new_run(options if canary is None else options.replaced({"canary": canary}), change.given())
+        except BaseException:
+            change.undo()
+            raise
+        before, self.options = self.options, options
+        change.begin(self.current, new)
+        rollout = Rollout(self, self.current, new)
         if watcher is not None:
             rollout.watchers.append(watcher)
         self.rollout = rollout
-        return self.spawn(self._upgrade(rollout))
+        return self.spawn(self._upgrade(rollout, change, before))
 
-    async def _upgrade(self, rollout: Rollout) -> None:
+    async def _upgrade(self, rollout: Rollout, change: Change, before: Options) -> None:
         self.upgrades += 1
         try:
             await rollout.run()
-        except (HandoffError, OSError, ValueError) as error:
-            self.failures += 1
-            self.say(f"upgrade to {rollout.new} failed: {error}; {rollout.old} serves")
+        except BaseException as error:
+            change.undo()
+            self.options = before
+            if isinstance(error, (HandoffError, OSError, ValueError)):
+                self.failures += 1
+                self.say(f"upgrade to {rollout.new} failed: {error}; {rollout.old} serves")
             raise
+        else:
+            change.done()
         finally:
             self.last_upgrade = rollout.summary()
             self.rollout = None
             self.changed()
+            self._plan_restart()
             if self._upgrade_wanted and self.state == SERVING:
                 self._upgrade_wanted = False
                 self.loop.call(self._upgrade_by_signal)
         took = format_duration(time.monotonic() - rollout.began)
         self.say(f"upgraded from {rollout.old} to {rollout.new} in {took}")
 
+    def _plan_restart(self) -> None:
+        """The next upgrade that nobody asks for (``--restart-every``), counted from the last one."""
+        if self._next_restart is not None:
+            self._next_restart.cancel()
+        every = self.options.restart_every
+        self._next_restart = None if not every else self.loop.after(every, self._upgrade_by_signal)
+
     def _upgrade_by_signal(self) -> None:
         if self.rollout is not None:
             self._upgrade_wanted = True
-            self._coalesced += 1
+            self.coalesced += 1
             return
         try:
             self.upgrade()
@@ -242,6 +292,13 @@ class Master:
             self.say(f"no upgrade: the configuration can't be read: {error}")
 
     def retire(self, run: Run) -> None:
+        """It is the old generation now: it drains and ends, unless it is to be kept for a while."""
+        if self.options.keep_old and run.alive and self.state == SERVING:
+            self.keeper.keep(run, self.options.keep_old)
+        else:
+            self.retire_now(run)
+
+    def retire_now(self, run: Run) -> None:
         self.spawn(retire(self, run))
 
     def discard(self, run: Run) -> None:
@@ -252,66 +309,17 @@ class Master:
                 self.runs.remove(run)
                 for outlet in self.outlets:
                     outlet.leave(run.slot)
-                self.history.append(self._describe(run))
+                self.history.append(describe(self, run))
                 self.changed()
 
         if not run.alive and run.state != ENDED:
             run.kill()  # nothing lives: only what was still to be restarted is given up
-        run.ended.when_done(gone)
+        run.ended.when_done(lambda: self.spawn(bury(self, run, gone)))
 
     def connections(self, run: Run) -> int:
         """How many established connections the generation still has, as the kernel says."""
         pids = {pid for leader in run.pids for pid in members(leader)}
         return sum(outlet.connections(pids) for outlet in self.outlets)
-
-    # --- stop -----------------------------------------------------------------------------------------------
-
-    def stop(self, why: str) -> None:
-        """Drains everything and ends. A second call hurries."""
-        if self.state == STOPPING:
-            self.hurry()
-            return
-        self.state = STOPPING
-        self.say(f"stopping: {why}")
-        self.spawn(self._stop())
-
-    async def _stop(self) -> None:
-        if self.rollout is not None:
-            self.rollout.aborted.set("the service is stopped")
-            while self.rollout is not None:
-                await sleep(self.loop, 0.02)
-        options = self.options
-        if options.pre_stop_delay:
-            await sleep(self.loop, options.pre_stop_delay)
-        runs = list(self.runs)
-        for run in runs:
-            if run.state != STOPPING:
-                run.stop()
-        late = None if options.grace is None else sleep(self.loop, options.grace)
-        for run in runs:
-            if late is None:
-                await run.ended
-            else:
-                await first(run.ended, late)
-        for run in runs:
-            if not run.ended.done:
-                self.say(f"{run} did not end within {format_duration(options.grace or 0)}; it is killed")
-                run.kill()
-                await run.ended
-        last = self.current.exit if self.current is not None else None
-        if last is not None and last.signal not in (0, None):
-            asked = last.signal in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
-            self._exit_status = 0 if asked else 128 + last.signal
-        elif last is not None and last.status is not None:
-            self._exit_status = last.status
-        self.say("stopped")
-        self.loop.stop()
-
-    def hurry(self) -> None:
-        """Ends every drain now."""
-        for run in self.runs:
-            if run.state in (DRAINING, STOPPING):
-                run.kill()
 
     # --- signals --------------------------------------------------------------------------------------------
 
@@ -321,125 +329,39 @@ class Master:
         elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             verdict = self._stops.judge(by_signal=True)
             if verdict == StopRequests.FIRST:
-                self.stop(signal.Signals(number).name)
+                name = signal.Signals(number).name
+                self.ending.drain(name, None) if self.state == SERVING else self.ending.stop(name)
             elif verdict == StopRequests.HURRY:
-                self.hurry()
-        elif self.current is not None:
-            self.current.signal(number)
+                self.ending.hurry()
+        elif number in (signal.SIGTTIN, signal.SIGTTOU):
+            self._resize(1 if number == signal.SIGTTIN else -1)
+        else:
+            for run in self.runs:
+                run.signal(number)
+
+    def _resize(self, more: int) -> None:
+        """One worker more or less, also in the generations to come."""
+        run = self.current
+        if run is None or run.state not in (SERVING, PROBATION):
+            return
+        try:
+            run.add_worker() if more > 0 else run.remove_worker()
+        except (HandoffError, OSError, ValueError) as error:
+            self.say(f"the number of workers stays: {error}")
+            return
+        self.more_workers += more
+        self.say(f"{run} has {run.workers} workers from now on")
 
     def _reap(self) -> None:
         """Orphans that became ours. Our own processes are waited for by their pidfds."""
         ours = {process.pid for run in self.runs for process in run.processes}
         reap_all(ours | self.loop.waited)
 
-    # --- verbs ----------------------------------------------------------------------------------------------
 
-    def _in_loop(self, verb: Callable[[dict[str, Any], Reply], None]) -> Callable[[dict[str, Any], Reply], None]:
-        """The control thread asks, the loop's thread answers."""
-
-        def ask(body: dict[str, Any], reply: Reply) -> None:
-            def answer() -> None:
-                try:
-                    verb(body, reply)
-                except HandoffError as error:
-                    reply.fail(type(error).__name__, str(error), serving=error.serving)
-                except (OSError, ValueError) as error:
-                    reply.fail("refused", str(error), serving=OLD)
-
-            self.loop.call(answer)
-
-        return ask
-
-    def _verb_status(self, _: dict[str, Any], reply: Reply) -> None:
-        reply.done(self.status())
-
-    def _verb_upgrade(self, body: dict[str, Any], reply: Reply) -> None:
-        task = self.upgrade(reply.event)
-        rollout = self.rollout
-        assert rollout is not None
-        if body.get("wait", True) is False:
-            reply.done({"upgrade": rollout.summary()})
-            return
-
-        def finished() -> None:
-            if task.error is None:
-                reply.done({"upgrade": rollout.summary()})
-            else:
-                reply.fail("failed", str(task.error), serving=OLD, upgrade=rollout.summary())
-
-        task.when_done(finished)
-
-    def _verb_rollback(self, _: dict[str, Any], reply: Reply) -> None:
-        self._verb_abort({"reason": "rolled back by the operator"}, reply)
-
-    def _verb_abort(self, body: dict[str, Any], reply: Reply) -> None:
-        if self.rollout is None:
-            raise UpgradeError("no upgrade is under way, so there is nothing to take back", serving=OLD)
-        self.rollout.aborted.set(str(body.get("reason", "aborted by the operator")))
-        reply.done()
-
-    def _verb_hold(self, _: dict[str, Any], reply: Reply) -> None:
-        if self.rollout is None:
-            raise UpgradeError("no canary is under way", serving=OLD)
-        self.rollout.held = True
-        reply.done()
-
-    def _verb_promote(self, _: dict[str, Any], reply: Reply) -> None:
-        if self.rollout is None:
-            raise UpgradeError("no canary is under way", serving=OLD)
-        self.rollout.promoted.set(None)
-        reply.done()
-
-    def _verb_upgrade_master(self, _: dict[str, Any], reply: Reply) -> None:
-        if self.rollout is not None or self.state != SERVING:
-            raise InProgress("the master is not upgraded while a generation is: wait for its outcome")
-        self.spawn(resume.replace_master(self, reply))
-
-    def _verb_stop(self, _: dict[str, Any], reply: Reply) -> None:
-        self.stop(f"{reply.asker} asked for it")
-        reply.done({"state": self.state})
-
-    def _verb_hurry(self, _: dict[str, Any], reply: Reply) -> None:
-        self.hurry()
-        reply.done()
-
-    # --- status ---------------------------------------------------------------------------------------------
-
-    def status(self) -> dict[str, Any]:
-        """See docs/reference/cli.md."""
-        slot = self.current.slot if self.current is not None else 0
-        return {
-            "service": self.options.name,
-            "master": {"pid": os.getpid(), "since": self.since, "version": __version__},
-            "state": "upgrading" if self.rollout is not None and self.state == SERVING else self.state,
-            "listeners": [
-                {
-                    "name": outlet.name,
-                    "address": outlet.address,
-                    "switch": outlet.mode,
-                    "queue": outlet.waiting(slot),
-                    "backlog": outlet.backlog(slot),
-                }
-                for outlet in self.outlets
-            ],
-            "generations": [*self.history, *(self._describe(run) for run in self.runs)],
-            "last_upgrade": self.rollout.summary() if self.rollout is not None else self.last_upgrade,
-            "counters": {
-                "upgrades": self.upgrades,
-                "failed": self.failures,
-                "coalesced": self._coalesced,
-            },
-        }
-
-    def _describe(self, run: Run) -> dict[str, Any]:
-        left = None if run.deadline is None else max(0.0, run.deadline - time.monotonic())
-        return {
-            "number": run.number,
-            "pids": run.pids,
-            "state": run.state,
-            "since": run.since,
-            "active": self.connections(run) if run.alive else 0,
-            "share": run.share,
-            "deadline": left,
-            "exit": None if run.exit is None else {"status": run.exit.status, "signal": run.exit.signal},
-        }
+def _status_of(run: Run, error: Exception) -> int:
+    """Of a first generation that can't serve: the command's own, where it has ended, as a shell would say it."""
+    if isinstance(error, SystemCallError) and error.call == "execve":
+        return 127 if error.errno == errno.ENOENT else 126
+    if run.exit is None or (run.exit.status is None and not run.exit.signal):
+        return 125
+    return 128 + run.exit.signal if run.exit.signal else run.exit.status or 1

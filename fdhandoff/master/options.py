@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ..deadline import parse_duration
+from ..system.sockets import parse_bind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,17 @@ def parse_canary(text: str) -> list[CanaryStep]:
             raise ValueError(f"{part!r} is not a canary step: say 5%:60s, from above 0 to 100 percent")
         steps.append(CanaryStep(share, parse_duration(duration)))
     return steps
+
+
+def forbid_canary(steps: list[CanaryStep], options: Options) -> None:
+    """``ValueError`` where there is no switch that could split the connections."""
+    if not steps:
+        return
+    if options.switch != KERNEL:
+        raise ValueError("a canary needs the kernel switch: one queue for all generations can't be split")
+    for text in options.binds:
+        if parse_bind(text).kind not in ("tcp", "udp"):
+            raise ValueError(f"a canary is not to be had on {text}: a Unix socket switches as a whole")
 
 
 class Readiness:
@@ -89,11 +101,13 @@ class Options:
         "check",
         "command",
         "config",
+        "conventions",
         "directory",
         "drain_signal",
         "env",
         "env_file",
         "grace",
+        "keep_old",
         "kill_after",
         "max_draining",
         "name",
@@ -102,6 +116,7 @@ class Options:
         "probation",
         "ready",
         "ready_timeout",
+        "restart_every",
         "settle",
         "switch",
         "workers",
@@ -129,6 +144,9 @@ class Options:
         self.env_file = ""
         self.directory = ""
         self.config = ""
+        self.conventions: list[str] = []
+        self.keep_old = 0.0
+        self.restart_every: float | None = None
         for key, value in values.items():
             if key not in self.__slots__:
                 raise TypeError(f"run has no option {key!r}")

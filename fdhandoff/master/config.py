@@ -1,0 +1,251 @@
+"""The options of ``run``: their names, how each is read, and what is said of it; from the command line, and from a TOML file
+that is read again at each upgrade. What the command line says counts more than the file.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from importlib import import_module
+
+from ..deadline import parse_duration
+from ..system.sockets import parse_bind
+from .conventions import CONVENTIONS
+from .options import (
+    KERNEL,
+    SHARED,
+    Options,
+    assignments,
+    forbid_canary,
+    parse_canary,
+    parse_readiness,
+    read_env_file,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    Read = Callable[[str], Any]
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty")
+    return text
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 10_000:
+        raise ValueError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def _grace(text: str) -> float | None:
+    return None if text == "forever" else parse_duration(text)
+
+
+def _address(text: str) -> str:
+    parse_bind(text)
+    return text
+
+
+def _assignment(text: str) -> str:
+    assignments([text])
+    return text
+
+
+def _signal(text: str) -> str:
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    if name not in signal.Signals.__members__:
+        raise ValueError(f"{text!r} is no signal: say TERM, QUIT, USR1, …")
+    return name
+
+
+def one_of(*words: str) -> Read:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+        return text
+
+    return read
+
+
+class Setting:
+    """One option: the ``attribute`` of ``Options`` that it sets, and what ``--help`` and the reference say of it.
+    ``repeat``: a list of them."""
+
+    __slots__ = ("attribute", "default", "example", "help", "metavar", "name", "read", "repeat")
+
+    def __init__(
+        self,
+        name: str,
+        read: Read,
+        metavar: str,
+        default: str,
+        example: str,
+        help: str,
+        *,
+        attribute: str = "",
+        repeat: bool = False,
+    ) -> None:
+        self.name = name
+        self.read = read
+        self.metavar = metavar
+        self.default = default
+        self.example = example
+        self.help = help
+        self.attribute = attribute or name.replace("-", "_")
+        self.repeat = repeat
+
+
+SETTINGS = [
+    Setting("bind", _address, "[NAME=]ADDRESS", "none", "http=127.0.0.1:8000",
+            "HOST:PORT, [v6]:PORT, :PORT, udp:…, unix:PATH or @NAME, with options such as ?backlog=512 or ?mode=0660 behind it",
+            attribute="binds", repeat=True),
+    Setting("name", _text, "NAME", "the command's name", "app", "the service's name"),
+    Setting("path", _text, "PATH", "NAME/handoff.sock in the runtime directory", "/run/app/handoff.sock",
+            "the handoff path, a Unix socket"),
+    Setting("workers", _number, "N", "1", "4", "processes in a generation, sharing its queue"),
+    Setting("switch", one_of(KERNEL, SHARED), "HOW", KERNEL, SHARED,
+            "kernel: an accept queue per generation; shared: one for all, for systems that lack the other"),
+    Setting("ready", parse_readiness, "WAY", "accept", "http:/healthz",
+            "how a new generation shows that it can serve: accept, notify, http:PATH, command:COMMAND or delay:DURATION"),
+    Setting("ready-timeout", parse_duration, "DURATION", "60s", "2m", "how long that may take"),
+    Setting("check", _text, "COMMAND", "none", "nginx -t", "must exit 0 before a new generation is started"),
+    Setting("canary", parse_canary, "STEPS", "none", "5%:60s,50%:60s",
+            "shares of the new connections that a new generation gets first, and for how long"),
+    Setting("settle", parse_duration, "DURATION", "1s", "3s", "how long the old generation goes on accepting after the switch"),
+    Setting("probation", parse_duration, "DURATION", "10s", "1m",
+            "how long after the switch a new generation that dies is rolled back"),
+    Setting("keep-old", parse_duration, "DURATION", "0s", "10m",
+            "how long after that the old generation stays, idle, for rollback to go back to"),
+    Setting("pre-stop-delay", parse_duration, "DURATION", "0s", "5s", "wait before a drain begins, for load balancers"),
+    Setting("grace", _grace, "DURATION", "30s", "forever", "how long a drain may last"),
+    Setting("kill-after", parse_duration, "DURATION", "10s", "30s", "from being told to stop to being killed"),
+    Setting("drain-signal", _signal, "SIGNAL", "TERM; QUIT for nginx, USR1 for haproxy", "QUIT",
+            "what tells the command to finish and end"),
+    Setting("max-draining", _number, "N", "3", "5", "old generations that may drain at once; more upgrades are refused"),
+    Setting("restart-every", parse_duration, "DURATION", "never", "24h", "upgrade so long after the last upgrade, unasked"),
+    Setting("env", _assignment, "NAME=VALUE", "none", "DEBUG=1", "set a variable for the command", repeat=True),
+    Setting("env-file", _text, "FILE", "none", "/etc/default/app", "NAME=VALUE lines, read again for each generation"),
+    Setting("directory", _text, "DIRECTORY", "ours", "/srv/app/current",
+            "working directory, looked up again for each generation"),
+    Setting("convention", one_of(*CONVENTIONS), "NAME", "LISTEN_FDS alone", "nginx",
+            "pass the listeners in this way too: nginx, einhorn or server-starter", attribute="conventions", repeat=True),
+]  # fmt: skip
+
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+#: What a running master can't change any more.
+_FIXED = ("name", "path", "switch", "max_draining")
+
+
+class Configuration:
+    """Asked for ``Options`` at the start and at each upgrade. ``given``: what the command line said, by attribute; ``file``:
+    the configuration file, or empty."""
+
+    def __init__(
+        self, command: list[str], given: Mapping[str, Any], file: str, default_path: Callable[[str], str]
+    ) -> None:
+        self._command = command
+        self._given = dict(given)
+        self._file = os.path.abspath(file) if file else ""
+        self._default_path = default_path
+        self._first: Options | None = None
+
+    def __call__(self) -> Options:
+        """``ValueError`` or ``OSError`` with one sentence when it makes no sense."""
+        values = {**(read_file(self._file) if self._file else {}), **self._given}
+        command = self._command or values.get("command") or []
+        values.pop("command", None)
+        if not command:
+            raise ValueError("say which command to run: after --, or as command = […] in the configuration file")
+        options = Options(command, config=self._file, **values)
+        if self._first is not None:
+            options = options.replaced({name: getattr(self._first, name) for name in _FIXED})
+        else:
+            options.name = values.get("name") or os.path.basename(command[0])
+            options.path = values.get("path") or self._default_path(options.name)
+        _check(options)
+        if self._first is None:
+            self._first = options
+        return options
+
+
+def _check(options: Options) -> None:
+    """What only makes sense together, and what can be known before it is needed."""
+    for text in options.binds:
+        if options.binds.count(text) > 1:
+            raise ValueError(f"{text} is to be bound twice: say it once, or give each a name")
+    names = [name for name in (parse_bind(text).name for text in options.binds) if name]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two listeners are called {name!r}: give each a name of its own")
+    forbid_canary(options.canary, options)
+    if options.env_file:
+        read_env_file(options.env_file)
+    if options.directory and not os.path.isdir(options.directory):
+        raise ValueError(f"the working directory {options.directory} does not exist")
+
+
+# --- the file -----------------------------------------------------------------------------------------------
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """Attribute → value, of a TOML file whose keys are the options' own names. ``ValueError`` names what is wrong in it."""
+    values: dict[str, Any] = {}
+    for name, value in _load(path).items():
+        try:
+            if name == "command":
+                values["command"] = _command(value)
+            elif name in _BY_NAME:
+                values[_BY_NAME[name].attribute] = _convert(_BY_NAME[name], value)
+            else:
+                raise ValueError(_unknown(name))
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from None
+    return values
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ImportError:
+        raise ValueError(f"{path} can't be read: TOML on Python 3.10 needs the package tomli") from None
+    with open(path, "rb") as file:
+        try:
+            values: dict[str, Any] = toml.load(file)
+            return values
+        except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not TOML: {error}") from None
+
+
+def _command(value: object) -> list[str]:
+    if isinstance(value, str):
+        return shlex.split(value)
+    if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        return list(value)
+    raise ValueError('say a list of words, as in ["gunicorn", "app:app"], or one string')
+
+
+def _convert(setting: Setting, value: object) -> Any:
+    if not setting.repeat:
+        return setting.read(_word(value))
+    if setting.name == "env" and isinstance(value, dict):
+        value = [f"{key}={_word(item)}" for key, item in value.items()]
+    return [setting.read(_word(item)) for item in (value if isinstance(value, list) else [value])]
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{value!r} is neither text nor a number")
+    return str(value)
+
+
+def _unknown(name: str) -> str:
+    likely = name.strip("-").replace("_", "-").lower()
+    hint = f"did you mean {likely!r}?" if likely in _BY_NAME else f"there are command, {', '.join(_BY_NAME)}"
+    return f"there is no such option; {hint}"

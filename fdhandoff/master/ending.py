@@ -1,0 +1,139 @@
+"""How the master ends: told to stop, it has every generation finish; told to drain, it waits before that until nobody is
+connected."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from ..deadline import format_duration
+from ..errors import OLD, UpgradeError
+from .keeping import KEPT
+from .run import DRAINING, SERVING, STOPPING
+from .tasks import first, sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .master import Master
+    from .run import Run
+
+_LOOK_FIRST, _LOOK_LAST = 0.02, 0.5
+
+
+class Ending:
+    """``exit_status`` is the master's own, once it has ended: the command's."""
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self.exit_status = 0
+
+    # --- stop -----------------------------------------------------------------------------------------------
+
+    def stop(self, why: str) -> None:
+        """Tells every generation to finish and end. A second call hurries."""
+        master = self._master
+        if master.state == STOPPING:
+            self.hurry()
+            return
+        master.state = STOPPING
+        master.say(f"stopping: {why}")
+        master.spawn(self._stop())
+
+    async def _stop(self) -> None:
+        master = self._master
+        await self._no_rollout("the service is stopped")
+        options = master.options
+        if options.pre_stop_delay:
+            await sleep(master.loop, options.pre_stop_delay)
+        runs = list(master.runs)
+        deadline = None if options.grace is None else time.monotonic() + options.grace
+        for run in runs:
+            run.deadline = deadline
+            if run.state != STOPPING:
+                run.stop()
+        late = None if options.grace is None else sleep(master.loop, options.grace)
+        for run in runs:
+            if late is None:
+                await run.ended
+            else:
+                await first(run.ended, late)
+        for run in runs:
+            if not run.ended.done:
+                master.say(f"{run} did not end within {format_duration(options.grace or 0)}; it is killed")
+                run.kill()
+                await run.ended
+        self._take_the_status()
+        master.say("stopped")
+        master.loop.stop()
+
+    def _take_the_status(self) -> None:
+        last = self._master.current.exit if self._master.current is not None else None
+        if last is not None and last.signal not in (0, None):
+            asked = last.signal in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
+            self.exit_status = 0 if asked else 128 + last.signal
+        elif last is not None and last.status is not None:
+            self.exit_status = last.status
+
+    async def _no_rollout(self, why: str) -> None:
+        if self._master.rollout is not None:
+            self._master.rollout.aborted.set(why)
+            while self._master.rollout is not None:
+                await sleep(self._master.loop, _LOOK_FIRST)
+
+    # --- drain ----------------------------------------------------------------------------------------------
+
+    def drain(self, why: str, grace: float | None) -> None:
+        """As ``stop``, but the generations are told only when nobody is connected to them any more, or after ``grace`` seconds
+        (default: the configured ones). Where the listeners have a switch, new connections wait meanwhile, unanswered."""
+        master = self._master
+        if master.state != SERVING:
+            raise UpgradeError(f"the service is {master.state} already", serving=OLD)
+        master.state = DRAINING
+        limit = master.options.grace if grace is None else grace
+        until = f"at most {format_duration(limit)}" if limit is not None else "as long as it takes"
+        master.say(f"draining, {until}: {why}")
+        master.spawn(self._drain(limit))
+
+    async def _drain(self, limit: float | None) -> None:
+        master = self._master
+        await self._no_rollout("the service is drained")
+        if master.options.pre_stop_delay:
+            await sleep(master.loop, master.options.pre_stop_delay)
+        served = {run.slot for run in master.runs}
+        self._turn_away()
+        deadline = None if limit is None else time.monotonic() + limit
+        for run in master.runs:
+            run.deadline = deadline
+        pause = _LOOK_FIRST
+        while master.state == DRAINING and self._inside(served):
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+            await sleep(master.loop, pause)
+            pause = min(pause * 2, _LOOK_LAST)
+        if master.state == DRAINING:
+            self.stop("drained" if deadline is None or time.monotonic() < deadline else "the grace period is over")
+
+    def _inside(self, slots: set[int]) -> bool:
+        """Whether anybody is connected, or waits in a queue that is still served."""
+        master = self._master
+        return any(
+            outlet.waiting(slot) for outlet in master.outlets for slot in slots if outlet.mode != "shared"
+        ) or any(master.connections(run) for run in master.runs if run.alive)
+
+    def _turn_away(self) -> None:
+        """Whoever connects from now on reaches no generation."""
+        for outlet in self._master.outlets:
+            outlet.turn_away()
+
+    # --- hurry ----------------------------------------------------------------------------------------------
+
+    def hurry(self) -> list[Run]:
+        """Ends every drain now: of which generations. One that serves is left alone, unless the whole service drains."""
+        master = self._master
+        if master.state == DRAINING:
+            self.stop("hurried")
+            return list(master.runs)
+        late = [run for run in master.runs if run.state in (DRAINING, STOPPING, KEPT)]
+        for run in late:
+            run.kill()
+        return late

@@ -1,0 +1,60 @@
+"""What ``status`` tells of the master: docs/reference/status.md is its contract, keys are only ever added."""
+
+from __future__ import annotations
+
+import os
+
+from .. import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .master import Master
+    from .run import Run
+
+
+def status(master: Master) -> dict[str, Any]:
+    slot = master.current.slot if master.current is not None else 0
+    upgrading = master.rollout is not None and master.state == "serving"
+    return {
+        "service": master.options.name,
+        "master": {"pid": os.getpid(), "since": master.since, "version": __version__},
+        "pid": os.getpid(),
+        "uid": os.geteuid(),
+        "since": master.since,
+        "state": "upgrading" if upgrading else master.state,
+        "generation": master.current.number if master.current is not None else 0,
+        "path": master.options.path,
+        "taker": None,
+        "listeners": [
+            {
+                "name": outlet.name,
+                "address": outlet.address,
+                "switch": outlet.mode,
+                "queue": outlet.waiting(slot),
+                "backlog": outlet.backlog(slot),
+            }
+            for outlet in master.outlets
+        ],
+        "generations": [*master.history, *(describe(master, run) for run in master.runs)],
+        "last_upgrade": master.rollout.summary() if master.rollout is not None else master.last_upgrade,
+        "counters": {"upgrades": master.upgrades, "failed": master.failures, "coalesced": master.coalesced},
+    }
+
+
+def describe(master: Master, run: Run) -> dict[str, Any]:
+    """One generation. How many connections it accepted is not known of a program that does not count them."""
+    ended = run.exit
+    return {
+        "number": run.number,
+        "pids": run.pids,
+        "state": run.state,
+        "since": run.since,
+        "active": master.connections(run) if run.alive else 0,
+        "accepted": None,
+        "share": run.share,
+        "deadline": run.time_left() if run.alive else None,
+        "exit": None if ended is None or run.alive else {"status": ended.status, "signal": ended.signal},
+        "command": run.options.command,
+    }
