@@ -115,7 +115,9 @@ def _answer(message: Message, path: str, verb: str) -> dict[str, Any]:
     body = _body(message.body)
     if message.code != "ok":
         serving = body.get("serving", UNKNOWN)
-        raise PeerRefused(str(body.get("error", message.code)), code=message.code, serving=str(serving))
+        refused = PeerRefused(str(body.get("error", message.code)), code=message.code, serving=str(serving))
+        refused.answer = body
+        raise refused
     return body
 
 

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 OLD = "old"
 NEW = "new"
 NOBODY = "nobody"
@@ -53,11 +57,13 @@ class PeerAborted(PeerError):
 
 
 class PeerRefused(PeerError):
-    """The owner refused to begin. ``code`` is the refusal's word in the protocol, such as ``starting``."""
+    """The owner refused to begin. ``code`` is the refusal's word in the protocol, such as ``starting``; ``answer`` what an
+    operator's verb was answered besides."""
 
     def __init__(self, message: str, *, code: str, serving: str = OLD) -> None:
         super().__init__(message, serving=serving)
         self.code = code
+        self.answer: dict[str, Any] = {}
 
 
 class PeerUntrusted(PeerError):

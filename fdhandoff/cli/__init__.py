@@ -21,6 +21,10 @@ VERBS = {
     "hold": "bind listeners and keep them alive for whoever takes them",
     "run": "run a command as a service that can be upgraded without a failed request",
     "upgrade": "replace a running service by its next release",
+    "rollback": "go back to the generation before",
+    "drain": "end a service when nobody is connected to it any more",
+    "stop": "end a service in good order",
+    "hurry": "end at once what drains",
     "status": "say who serves at a handoff path, and how",
     "doctor": "say what this machine can do, and what that means",
 }

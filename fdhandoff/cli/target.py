@@ -1,0 +1,122 @@
+"""Which service a verb is for: its handoff path, its name, or the number of a process that belongs to it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ..client import ask
+from ..errors import HandoffError
+from ..system.kin import listening_paths, parent_of
+from ..system.paths import CONTROL_NAME, SYSTEM_DIRECTORY
+from ..system.process import command_name, exists
+from .arguments import Parser, add_path, checked, chosen_path
+from .outcome import NOTHING, SYSTEM, Failure, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+_ANSWER_SECONDS = 2.0
+_ANCESTORS = 8
+
+
+@checked
+def _pid(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 0 < int(text) < 2**31:
+        raise ValueError(f"{text!r} is no process: say its number")
+    return int(text)
+
+
+def add_target(parser: Parser) -> None:
+    add_path(parser)
+    parser.add_argument(
+        "--path", dest="named_path", metavar="PATH", help="the same as an option, as in --path /run/app/handoff.sock"
+    )
+    parser.add_argument(
+        "--pid", type=_pid, help="a process of the service (its master, or one of its servers), as in --pid 4711"
+    )
+
+
+def chosen_target(options: argparse.Namespace) -> str:
+    """The handoff path that ``PATH``, ``--path``, ``--name`` or ``--pid`` means."""
+    if sum(value is not None for value in (options.path, options.named_path, options.name, options.pid)) != 1:
+        raise UsageError("say which service: a handoff PATH, --name NAME or --pid PID")
+    if options.pid is not None:
+        return find(options.pid)
+    if options.named_path is not None:
+        options.path = options.named_path
+    return chosen_path(options, create=False)
+
+
+def find(pid: int) -> str:
+    """The handoff path of the service that process ``pid`` belongs to. ``Failure`` says why there is none."""
+    if not exists(pid):
+        raise Failure(f"there is no process {pid}: nothing serves under that number", NOTHING)
+    # Where the process itself answers, or the master above it, /proc tells the path; else everybody is asked.
+    ancestor = pid
+    for _ in range(_ANCESTORS):
+        for path in listening_paths(ancestor):
+            if _belongs(path, pid, sure=ancestor == pid):
+                return path
+        ancestor = parent_of(ancestor)
+        if ancestor <= 1:
+            break
+    for path in _in_runtime_directories():
+        if _belongs(path, pid):
+            return path
+    name = command_name(pid)
+    who = f"process {pid}{f' ({name})' if name else ''}"
+    owner = _owner(pid)
+    if owner not in (None, os.geteuid()) and os.geteuid() != 0:
+        raise Failure(f"{who} belongs to uid {owner}: ask as that user, or as root", SYSTEM)
+    raise Failure(f"{who} runs, but answers no handoff path, and no service here knows it", NOTHING)
+
+
+def _belongs(path: str, pid: int, *, sure: bool = False) -> bool:
+    try:
+        answer = ask(path, "status", timeout=_ANSWER_SECONDS)
+    except HandoffError:
+        return False
+    master = answer.get("master") or {}
+    command = answer.get("command")
+    pids = {answer.get("pid"), master.get("pid")}
+    if isinstance(command, dict):
+        pids.add(command.get("pid"))
+    for generation in answer.get("generations") or ():
+        pids.update(generation.get("pids") or ())
+    return sure or pid in pids
+
+
+def _owner(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def _in_runtime_directories() -> Iterator[str]:
+    """``NAME/handoff.sock`` wherever ours may lie."""
+    places = [os.environ.get("FDHANDOFF_RUNTIME_DIR", ""), *os.environ.get("RUNTIME_DIRECTORY", "").split(":")]
+    places.append(SYSTEM_DIRECTORY)
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        places.append(os.path.join(os.environ["XDG_RUNTIME_DIR"], "fdhandoff"))
+    if os.geteuid() == 0:
+        places += [os.path.join(one.path, "fdhandoff") for one in _entries("/run/user")]
+    for place in dict.fromkeys(filter(None, places)):
+        for entry in _entries(place):
+            path = os.path.join(entry.path, CONTROL_NAME)
+            try:
+                if stat.S_ISSOCK(os.lstat(path).st_mode):
+                    yield path
+            except OSError:
+                continue
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as found:
+            return sorted((one for one in found if one.is_dir()), key=lambda one: one.name)
+    except OSError:
+        return []
