@@ -313,7 +313,10 @@ class Service:
         self.become(SERVING)
         if self.endpoint is not None:
             self.endpoint.generation = self.generation.number
-            self.endpoint.verbs.update(status=self._verb_status, upgrade=self._verb_upgrade, stop=self._verb_stop)
+            self.endpoint.verbs.update(
+                status=self._verb_status, upgrade=self._verb_upgrade, stop=self._verb_stop, drain=self._verb_stop,
+                hurry=self._verb_hurry,
+            )
             self.endpoint.begin_offer(self.upgrader.greet, self.allow_uids)
         self.tell(lambda manager: manager.ready(f"generation {self.generation.number} serves"))
         if self._was_started_by_us and threading.current_thread() is threading.main_thread():
@@ -625,7 +628,12 @@ class Service:
     def _verb_status(self, _: dict[str, Any], reply: Reply) -> None:
         reply.done(self.status())
 
-    def _verb_upgrade(self, _: dict[str, Any], reply: Reply) -> None:
+    def _verb_upgrade(self, body: dict[str, Any], reply: Reply) -> None:
+        if body.get("dry_run") or body.get("canary"):
+            what = "dry run" if body.get("dry_run") else "canary"
+            reply.fail("unsupported", f"{self.name} replaces itself, and knows no {what}", serving=OLD)
+            return
+
         def run() -> None:
             try:
                 handed = self.upgrade()
@@ -638,6 +646,10 @@ class Service:
 
     def _verb_stop(self, _: dict[str, Any], reply: Reply) -> None:
         self._ask_stop(f"{reply.asker} asked for it")
+        reply.done({"state": self.state_word, "pid": os.getpid()})
+
+    def _verb_hurry(self, _: dict[str, Any], reply: Reply) -> None:
+        self.hurry()
         reply.done({"state": self.state_word})
 
     def status(self) -> dict[str, Any]:
@@ -654,10 +666,29 @@ class Service:
             "generation": self.generation.number,
             "path": self.path,
             "taker": taker.pid if taker is not None else None,
-            "listeners": self.holdings.status(),
+            "listeners": [{**one, "switch": "shared"} for one in self.holdings.status()],
+            "generations": [
+                {
+                    "number": self.generation.number,
+                    "pids": [os.getpid()],
+                    "state": self.state_word,
+                    "since": self._since,
+                    "active": counters.active,
+                    "accepted": counters.accepted,
+                    "share": 1.0 if self.owner else 0.0,
+                    "deadline": self._time_left(),
+                    "exit": None,
+                }
+            ],
             "counters": {name: getattr(counters, name) for name in counters.__slots__},
             "last_upgrade": self.upgrader.last,
         }
+
+    def _time_left(self) -> float | None:
+        """Of a drain; ``None`` without one, or where it may last for ever."""
+        if not self._drain_began or self.grace is None:
+            return None
+        return max(0.0, self._drain_began + self.grace - time.monotonic())
 
     # --- signals and stop ---------------------------------------------------------------------------------
 
