@@ -22,9 +22,11 @@ WORKING = {
     OWNER: ("GREETED", "OFFERING", "OFFERED", "CLOSING", "COMMITTED", "PROBATION", "DRAINING"),
     TAKER: ("GREETING", "TAKING", "TAKEN", "WAITING", "OWNING", "SERVING"),
 }
+# And these by one in which the new side finds that it can't serve after all.
+GIVING = {OWNER: ("RECLAIMING",), TAKER: ("GIVING_BACK",)}
 FAILING = {
-    OWNER: {"AWAITING", "REFUSED", "ABORTED", "RECLAIMING", "TAKEN_BACK", "DONE"},
-    TAKER: {"CONNECTED", "REFUSED", "FAILED", "ORPHANED", "GIVING_BACK", "GAVE_BACK", "COMPLETE"},
+    OWNER: {"AWAITING", "REFUSED", "ABORTED", "TAKEN_BACK", "DONE"},
+    TAKER: {"CONNECTED", "REFUSED", "FAILED", "ORPHANED", "GAVE_BACK", "COMPLETE"},
 }
 MATRIX = [(role, state, victim) for role in (OWNER, TAKER) for state in WORKING[role] for victim in (OWNER, TAKER)]
 
@@ -37,7 +39,7 @@ TAKER_SURVIVES_WITH_THE_SERVICE = {
 
 def test_the_matrix_has_every_state_of_the_tables() -> None:
     for role, table in TABLES.items():
-        assert set(WORKING[role]) | FAILING[role] == set(table)
+        assert set(WORKING[role]) | set(GIVING[role]) | FAILING[role] == set(table)
         assert FIRST[role] in FAILING[role]
         assert set(WAYS[role]) == set(table)
 
@@ -75,6 +77,39 @@ def test_kill(cast: Cast, role: str, state: str, victim: str) -> None:
         assert taker.hears("failed")["serving"] == "unknown"
         assert taker.ended() == 3
         _starts_afresh(cast)
+    _next_attempt_works(cast)
+
+
+@pytest.mark.parametrize(("role", "victim"), [(role, victim) for role in (OWNER, TAKER) for victim in (OWNER, TAKER)])
+def test_kill_while_the_service_is_given_back(cast: Cast, role: str, victim: str) -> None:
+    """Whoever is left has the service, whatever had been said of it."""
+    trap = {"role": role, "state": GIVING[role][0], "victim": victim}
+    owner = cast.owner(trap=trap, probation=60, linger=True)
+    before = cast.at_rest(owner)
+    environment = environment_of(owner.pid)
+    taker = cast.taker(trap=trap, timeout=1.0, give_back=True)
+    sides = {OWNER: owner, TAKER: taker}
+    if role != victim:
+        sides[role].hears("trapped")
+        sides[victim].kill()
+        sides[role].tell()
+    assert sides[victim].ended() == -9
+    if victim == OWNER:
+        assert taker.hears("kept")["serving"] == "new"
+    else:
+        assert owner.hears("failed")["error"] == "RolledBack"
+    _serves_on(cast, sides[OTHER[victim]], before, environment)
+    _next_attempt_works(cast)
+
+
+def test_a_service_that_is_given_back_is_served_by_the_old_side(cast: Cast) -> None:
+    owner = cast.owner(probation=60, linger=True)
+    before = cast.at_rest(owner)
+    environment = environment_of(owner.pid)
+    taker = cast.taker(give_back=True)
+    assert owner.hears("failed")["error"] == "RolledBack"
+    assert taker.ended() == 0
+    _serves_on(cast, owner, before, environment)
     _next_attempt_works(cast)
 
 

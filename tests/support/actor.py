@@ -119,6 +119,14 @@ class Actor:
         if self.orders.get("wait_before_ready"):
             sys.stdin.readline()
         takeover.ready(self.orders.get("ready", 20))
+        if self.orders.get("give_back"):
+            try:
+                takeover.abort("it can't serve after all")
+            except fdhandoff.PeerGone as error:
+                report("kept", serving=error.serving)
+            else:
+                report("gave back")
+                sys.exit(0)
         report("owner", orphaned=takeover.orphaned, strict=takeover.strict, generation=takeover.generation.number)
         listener = takeover.listeners["main"]
         if takeover.counters_fd >= 0:
