@@ -11,8 +11,11 @@ from ..client import ask
 from ..deadline import format_duration
 from ..errors import NOBODY, HandoffError
 from ..system.process import command_name
-from .arguments import Parser, add_json, add_path, add_users, chosen_path, duration
+from .arguments import Parser, add_json, add_users, duration
 from .outcome import code_of
+from .overview import overview
+from .target import add_target, chosen_target
+from .watching import watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ EPILOG = """\
 examples:
   fdhandoff-cli status /run/app/handoff.sock
   fdhandoff-cli status --name app
+  fdhandoff-cli status --pid 4711
+  fdhandoff-cli status --name app --watch
   fdhandoff-cli status --name app --json | jq .generation
 
 exit status: 0 somebody serves there; 1 whoever does refuses to say; 3 the path can't be used; 4 nobody serves there.
@@ -37,14 +42,20 @@ _STATES = {
 
 
 def arguments(parser: Parser) -> None:
-    add_path(parser)
+    add_target(parser)
     add_json(parser)
     add_users(parser, "an owner besides us and root whose answer is believed")
     parser.add_argument("--timeout", type=duration, default=5.0, help="how long to wait for the answer (5s)")
+    parser.add_argument(
+        "--watch", metavar="DURATION", type=duration, nargs="?", const=1.0,
+        help="again and again, so often (1s): drawn in place on a terminal; as in --watch 5s",
+    )  # fmt: skip
 
 
 def run(options: Namespace) -> int:
-    path = chosen_path(options, create=False)
+    path = chosen_target(options)
+    if options.watch is not None:
+        return watch(lambda: _glance(path, options), options.watch)
     try:
         answer = ask(path, "status", timeout=options.timeout, allow_uids=options.allow_uid)
     except HandoffError as error:
@@ -61,8 +72,21 @@ def run(options: Namespace) -> int:
     return 0
 
 
+def _glance(path: str, options: Namespace) -> str:
+    """One look of many: that nobody answers is news, too."""
+    try:
+        answer = ask(path, "status", timeout=options.timeout, allow_uids=options.allow_uid)
+    except HandoffError as error:
+        state = "nobody" if error.serving == NOBODY else "unknown"
+        failure = {"schema": 1, "path": path, "state": state, "error": str(error)}
+        return json.dumps(failure) if options.json else f"{error}\n"
+    return json.dumps(answer) if options.json else describe(answer, time.time())
+
+
 def describe(answer: dict[str, Any], now: float) -> str:
     """The answer as aligned lines. What the owner does not tell is left out."""
+    if answer.get("master"):
+        return overview(answer, now)
     lines = [("path", str(answer.get("path", "")))]
     if answer.get("service"):
         lines.append(("service", str(answer["service"])))
