@@ -1,4 +1,4 @@
-"""A listener as the master sees it: which generation's queue gets a new connection, and how that is changed."""
+"""The kinds of listeners that a master has, and how one is opened."""
 
 from __future__ import annotations
 
@@ -6,79 +6,18 @@ import os
 import socket
 
 from ..errors import Unsupported
-from ..system.connections import count
+from ..system.connections import SYN_RECV, connections, count
 from ..system.fds import describe, listener_queue
 from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
 from ..system.switch import Group
 from .options import KERNEL, SHARED
+from .outlet import RENAME, Outlet
+from .renaming import RenameOutlet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
-
-    from ..system.sockets import BindSpec
-
-RENAME = "rename"
-
-
-class Outlet:
-    """One bound address. ``name`` is the listener's, ``address`` its canonical text, ``mode`` how it switches: ``kernel``
-    (an accept queue per generation), ``rename`` (Unix: a socket per generation) or ``shared`` (one queue for all)."""
-
-    name: str
-    address: str
-    mode: str
-    text = ""  # as it was bound
-    probed = False
-    host = ""
-    only = -1  # the one slot whose generation knows this listener, where the others do not
-
-    def give(self, slot: int) -> socket.socket:
-        """The socket that the generation in ``slot`` gets; it stays the master's."""
-        raise NotImplementedError
-
-    def choose(self, old: int, new: int = -1, share: float = 0.0) -> None:
-        """From now on ``share`` of the new connections go to slot ``new``, the others to ``old``."""
-
-    def narrowed(self, old: int, new: int, share: float) -> tuple[int, int, float]:
-        """What ``choose`` is to do."""
-        return (old, new, share) if self.only < 0 else (self.only, -1, 0.0)
-
-    def waiting(self, slot: int) -> int | None:
-        """Connections in the slot's queue; ``None`` where the kernel does not say."""
-        queue = listener_queue(self.give(slot).fileno())
-        return queue[0] if queue else None
-
-    def backlog(self, slot: int) -> int | None:
-        queue = listener_queue(self.give(slot).fileno())
-        return queue[1] if queue else None
-
-    def connections(self, pids: Collection[int]) -> int:  # noqa: ARG002
-        """How many connections through this listener these processes have."""
-        return 0
-
-    def mend(self, slot: int) -> list[str]:  # noqa: ARG002
-        """What a server did to its listener that others would suffer from, repaired: in words."""
-        return []
-
-    def leave(self, slot: int) -> None:
-        """The generation in ``slot`` has ended."""
-
-    def connect_to(self, slot: int) -> socket.socket:  # noqa: ARG002
-        """A non-blocking connection that goes to ``slot``, whoever the others go to, until ``end_probe``."""
-        raise Unsupported(f"{self.name} can't be probed: it is not TCP under the kernel switch")
-
-    def end_probe(self) -> None:
-        """The probe is over."""
-
-    def sockets(self) -> dict[int, socket.socket]:
-        """The sockets that it holds, by slot: what a successor of the master must find again."""
-        raise NotImplementedError
-
-    def close(self, *, unlink: bool) -> None:
-        """Ends it; ``unlink`` when no other process serves there."""
-        raise NotImplementedError
 
 
 class KernelOutlet(Outlet):
@@ -134,8 +73,16 @@ class KernelOutlet(Outlet):
     def connections(self, pids: Collection[int]) -> int:
         return count(self._port, pids, self._family) if self._stream else 0
 
+    def half_open(self) -> frozenset[int]:
+        return self._group.half_open()
+
     def mend(self, slot: int) -> list[str]:
         return self._group.check(self._place(slot))
+
+    def leave(self, slot: int) -> None:
+        """A process of that generation may have escaped us, and would go on accepting: it gets nothing of the next one's."""
+        if self._stream:
+            self._group.renew(self._place(slot))
 
     def connect_to(self, slot: int) -> socket.socket:
         host, port = self._target()
@@ -153,6 +100,24 @@ class KernelOutlet(Outlet):
 
     def end_probe(self) -> None:
         self._attach(None)
+
+    def accepted(self, slot: int, probe: socket.socket) -> bool:
+        if self.waiting(slot):
+            return False
+        # Connected, as the client sees it, is not yet in the queue: the handshake's last packet may be on its way.
+        port = probe.getsockname()[1]
+        on_its_way = any(seen.remote[1] == port for seen in connections(self._port, self._family, (SYN_RECV,)))
+        return not on_its_way and self.waiting(slot) == 0
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self._target())
+
+    def turn_away(self) -> None:
+        """What comes from now on is dropped, as if the network had lost it: the client's kernel sends it again, and is refused
+        once the listeners are closed, or served if another service is there by then."""
+        place = self._group.add_slot()
+        self._group.deafen(place)
+        self._group.choose(place)
 
     def _target(self) -> tuple[str, int]:
         """Where a connection from this host to this very listener goes."""
@@ -172,6 +137,7 @@ class SharedOutlet(Outlet):
     def __init__(self, name: str, sock: socket.socket) -> None:
         self.name = name
         self._sock = sock
+        self._backlog = (listener_queue(sock.fileno()) or (0, 0))[1]
         description = describe(sock.fileno())
         self.address = description.address if description is not None else ""
 
@@ -181,66 +147,22 @@ class SharedOutlet(Outlet):
     def sockets(self) -> dict[int, socket.socket]:
         return {0: self._sock}
 
+    def mend(self, slot: int) -> list[str]:  # noqa: ARG002
+        """Most servers call listen() again, which changes the backlog for all; some change what connections inherit."""
+        os.set_blocking(self._sock.fileno(), False)
+        queue = listener_queue(self._sock.fileno())
+        if queue is None:
+            return []
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if queue[1] >= self._backlog:
+            return []
+        self._sock.listen(self._backlog)
+        return ["backlog"]
+
     def close(self, *, unlink: bool) -> None:
         if unlink and self.address.startswith("unix:/"):
             unlink_control(self.address[5:], self._sock)
         self._sock.close()
-
-
-class RenameOutlet(Outlet):
-    """A Unix stream socket: each generation binds a name of its own beside the public one, and the switch is a rename."""
-
-    mode = RENAME
-
-    def __init__(self, name: str, spec: BindSpec, sockets: dict[int, socket.socket] | None = None) -> None:
-        self.name = name
-        self._spec = spec
-        self._public = os.fsdecode(spec.path)
-        self.address = f"unix:{self._public}"
-        self._sockets: dict[int, socket.socket] = sockets or {}
-
-    def sockets(self) -> dict[int, socket.socket]:
-        return dict(self._sockets)
-
-    def _private(self, slot: int) -> str:
-        return f"{self._public}.{slot}"
-
-    def give(self, slot: int) -> socket.socket:
-        if slot not in self._sockets:
-            spec = parse_bind(f"unix:{self._private(slot)}")
-            spec.mode, spec.group, spec.backlog = self._spec.mode, self._spec.group, self._spec.backlog
-            (self._sockets[slot],) = bind(spec)
-        return self._sockets[slot]
-
-    def choose(self, old: int, new: int = -1, share: float = 0.0) -> None:
-        """All or nothing: a canary is not to be had here, so only a whole share moves the name."""
-        old, new, share = self.narrowed(old, new, share)
-        slot = new if share >= 1.0 else old
-        temporary = f"{self._public}.next"
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        os.link(self._private(slot), temporary)
-        os.replace(temporary, self._public)
-
-    def leave(self, slot: int) -> None:
-        sock = self._sockets.pop(slot, None)
-        if sock is not None:
-            unlink_control(self._private(slot), sock)
-            sock.close()
-
-    def close(self, *, unlink: bool) -> None:
-        for slot, sock in list(self._sockets.items()):
-            if unlink and _same_file(self._public, self._private(slot)):
-                os.unlink(self._public)
-            self.leave(slot)
-            sock.close()
-
-
-def _same_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samestat(os.lstat(one), os.lstat(other))
-    except OSError:
-        return False
 
 
 def open_outlets(text: str, *, switch: str, slots: int, position: int) -> list[Outlet]:

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import errno
-import http.client
 import os
+import re
 import signal
 import socket
-import threading
 import time
 
 from ..deadline import after, parse_duration
-from ..errors import HandoffError, NotReady, SuccessorDied
+from ..errors import OLD, HandoffError, NotReady, SuccessorDied
+from ..system import environment
 from ..system.notify import NotifyListener
 from ..system.process import Process, spawn
+from ..system.processes import members, who_waits_on
 from .run import split_command
 from .tasks import Future, first, sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .loop import Loop
-    from .outlets import Outlet
+    from .outlet import Outlet
     from .run import Run
 
 _LOOK_SECONDS = 0.005
 _LOOK_LAST = 0.05
 # An HTTP probe that is not answered in this time is tried again, until the deadline.
 _ANSWER_SECONDS = 5.0
+_AGAIN_SECONDS = 0.05
+# What the kernel does not let us see is assumed after this time.
+_ASSUMED_SECONDS = 1.0
+_HEAD_MAX = 1 << 16
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])\b")
 
 
 class Probe:
@@ -44,114 +48,170 @@ class Probe:
         self._sock.close()
         self._outlet.end_probe()
 
-    def accepted(self) -> bool:
-        """Whether the connection has left the generation's queue: somebody accepted it."""
+    def _connected(self) -> bool:
         error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error not in (0, errno.EINPROGRESS):
+        if error:
             raise OSError(error, os.strerror(error))
         try:
             self._sock.getpeername()
         except OSError:
-            return False  # not connected yet
-        return self._outlet.waiting(self._slot) == 0
+            return False
+        return True
 
-    def get(self, path: str, seconds: float) -> Future[int]:
-        """Asks ``path`` by HTTP/1.1: the status, or ``OSError`` (a timeout is one), or ``HTTPException`` for what is none. In
-        a thread, since the library blocks; the probe must not be closed before the answer."""
-        answer: Future[int] = Future()
+    def accepted(self) -> bool:
+        """Whether the connection has left the generation's queue: somebody accepted it."""
+        return self._connected() and self._outlet.accepted(self._slot, self._sock)
 
-        def ask() -> None:
-            connection = http.client.HTTPConnection(self._outlet.host, timeout=seconds)
-            self._sock.settimeout(seconds)
-            connection.sock = self._sock
-            try:
-                connection.request("GET", path, headers={"User-Agent": "fdhandoff", "Connection": "close"})
-                status = connection.getresponse().status
-            except (OSError, http.client.HTTPException) as error:
-                failure = error
-                self._loop.call(lambda: answer.fail(failure))
-            else:
-                self._loop.call(lambda: answer.set(status))
+    async def get(self, path: str, seconds: float) -> int:
+        """Asks ``path`` by HTTP/1.1: the status. ``OSError`` otherwise; a ``TimeoutError`` after ``seconds``."""
+        until = time.monotonic() + seconds
+        while not self._connected():
+            if time.monotonic() >= until:
+                raise TimeoutError
+            await sleep(self._loop, _LOOK_SECONDS)
+        self._sock.send(
+            f"GET {path} HTTP/1.1\r\nHost: {self._outlet.host}\r\nUser-Agent: fdhandoff\r\nAccept: */*\r\n"
+            "Connection: close\r\n\r\n".encode()
+        )
+        head = b""
+        while True:
+            line, newline, _ = head.partition(b"\n")
+            match = _STATUS_LINE.match(line)
+            if newline and match is None:
+                raise OSError(errno.EPROTO, f"{path} was answered by {line[:40]!r}, which is not HTTP")
+            if newline and match is not None and match[1][:1] != b"1":
+                return int(match[1])
+            if newline and b"\r\n\r\n" in head:
+                head = head.partition(b"\r\n\r\n")[2]  # 100 and its like: the answer is yet to come
+                continue
+            more = await self._receive(until)
+            if not more or len(head) > _HEAD_MAX:
+                raise ConnectionError(f"{path} was not answered: the connection was closed")
+            head += more
 
-        threading.Thread(target=ask, name="fdhandoff-probe", daemon=True).start()
-        return answer
+    async def _receive(self, until: float) -> bytes:
+        readable: Future[None] = Future()
+        self._loop.on_readable(self._sock.fileno(), lambda: readable.set(None))
+        try:
+            await first(readable, sleep(self._loop, until - time.monotonic()))
+        finally:
+            self._loop.forget(self._sock.fileno())
+        if not readable.done:
+            raise TimeoutError
+        return self._sock.recv(4096)
+
+
+class _Verdict:
+    """Asks again and again whether it is over: the generation died, or its time is."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.deadline = time.monotonic() + run.options.ready_timeout
+        self.last = ""
+
+    def left(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
+
+    def check(self) -> None:
+        run = self._run
+        if run.died.done:
+            raise SuccessorDied(f"{run} is not ready: {run.died.result()} before it was", serving=OLD)
+        if time.monotonic() > self.deadline:
+            why = f": {self.last}" if self.last else ""
+            raise NotReady(
+                f"{run} did not become ready ({run.options.ready}) within {run.options.ready_timeout:g} s{why}",
+                serving=OLD,
+            )
 
 
 async def await_ready(loop: Loop, run: Run, outlets: list[Outlet], listener: NotifyListener | None) -> str:
     """Returns how the generation showed that it is ready; ``NotReady``, ``SuccessorDied`` with the reason."""
     kind, argument = run.options.ready.kind, run.options.ready.argument
-    began = time.monotonic()
-    deadline = began + run.options.ready_timeout
-    last = ""
-
-    def check() -> None:
-        if run.died.done:
-            raise SuccessorDied(f"{run} is not ready: {run.died.result()} before it was", serving="old")
-        if time.monotonic() > deadline:
-            raise NotReady(
-                f"{run} did not become ready ({run.options.ready}) within {run.options.ready_timeout:g} s"
-                + (f": {last}" if last else ""),
-                serving="old",
-            )
-
+    verdict = _Verdict(run)
     if kind == "delay":
-        until = min(began + parse_duration(argument), deadline)
-        while time.monotonic() < until:
-            check()
-            await first(sleep(loop, until - time.monotonic()), run.died)
-        check()
-        return "assumed after a delay"
+        await _delay(loop, run, verdict, parse_duration(argument))
+        return "is assumed to be, after a delay"
     if kind == "notify":
         assert listener is not None
-        return await _notified(loop, run, listener, check)
+        return await _notified(loop, run, listener, verdict)
     if kind == "command":
         while True:
-            check()
-            last = await _command_says(loop, argument, run)
-            if not last:
+            verdict.last = await run_command(loop, argument, run, verdict.left())
+            verdict.check()
+            if not verdict.last:
                 return "the command says so"
-            await sleep(loop, 0.1)
+            await first(sleep(loop, _AGAIN_SECONDS), run.died)
+    if kind == "http":
+        return await _http(loop, run, outlets, verdict, argument)
+    for outlet in outlets:
+        if outlet.probed:
+            await _accepts(loop, run, outlet, verdict)
+    silent = [outlet for outlet in outlets if not outlet.probed]
+    return await _attends(loop, run, silent, verdict) if silent else "accepts connections"
+
+
+async def _delay(loop: Loop, run: Run, verdict: _Verdict, seconds: float) -> None:
+    until = min(time.monotonic() + seconds, verdict.deadline)
+    while time.monotonic() < until:
+        verdict.check()
+        await first(sleep(loop, until - time.monotonic()), run.died)
+    verdict.check()
+
+
+async def _http(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdict, path: str) -> str:
     outlet = next((outlet for outlet in outlets if outlet.probed), None)
     if outlet is None:
-        raise NotReady(f"{kind} needs a TCP listener to probe; use --ready notify, command or delay", serving="old")
+        raise NotReady("http needs a TCP or Unix listener to probe: use --ready notify, command or delay", serving=OLD)
     while True:
-        check()
+        seconds = min(_ANSWER_SECONDS, verdict.left())
         try:
-            last = await (
-                _accepts(loop, run, outlet, check) if kind == "accept" else _answers(loop, run, outlet, argument)
-            )
-        except (OSError, http.client.HTTPException) as error:
-            last = str(error) or type(error).__name__
-        if not last:
-            return "accepts connections" if kind == "accept" else f"answers {argument}"
-        await sleep(loop, 0.05)
+            probe = Probe(loop, outlet, run.slot)
+            try:
+                status = await probe.get(path, seconds)
+            finally:
+                probe.close()
+            verdict.last = "" if 200 <= status < 400 else f"{path} answered {status}"
+        except TimeoutError:
+            verdict.last = f"{path} was not answered within {seconds:.3g} s"
+        except OSError as error:
+            verdict.last = error.strerror or str(error)
+        verdict.check()
+        if not verdict.last:
+            return f"answers {path}"
+        await first(sleep(loop, _AGAIN_SECONDS), run.died)
 
 
-async def _accepts(loop: Loop, run: Run, outlet: Outlet, check: Callable[[], None]) -> str:
+async def _accepts(loop: Loop, run: Run, outlet: Outlet, verdict: _Verdict) -> None:
+    verdict.last = f"nothing accepts on {outlet.name} ({outlet.address})"
     probe = Probe(loop, outlet, run.slot)
     pause = _LOOK_SECONDS
     try:
         while not probe.accepted():
-            check()
+            verdict.check()
             await first(sleep(loop, pause), run.died)
             pause = min(pause * 1.5, _LOOK_LAST)
     finally:
         probe.close()
-    return ""
+    verdict.check()  # a socket that is accepted because its queue is closed is no good sign
 
 
-async def _answers(loop: Loop, run: Run, outlet: Outlet, path: str) -> str:
-    probe = Probe(loop, outlet, run.slot)
-    try:
-        status = await probe.get(path, _ANSWER_SECONDS)
-    except TimeoutError:
-        return f"{path} was not answered within {_ANSWER_SECONDS:g} s"
-    finally:
-        probe.close()
-    return "" if 200 <= status < 400 else f"{path} answered {status}"
+async def _attends(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdict) -> str:
+    """Where no queue of its own tells: somebody of the generation waits for the listeners, as /proc shows it."""
+    inodes = {os.fstat(outlet.give(run.slot).fileno()).st_ino: outlet for outlet in outlets}
+    while True:
+        verdict.check()
+        found = who_waits_on(inodes.keys(), {pid for leader in run.pids for pid in members(leader)})
+        if found.inodes.issuperset(inodes):
+            return "waits for connections"
+        if found.blind:
+            await _delay(loop, run, verdict, _ASSUMED_SECONDS)
+            return f"is assumed to be, after {_ASSUMED_SECONDS:g} s: {found.blind}"
+        missed = next(outlet for inode, outlet in inodes.items() if inode not in found.inodes)
+        verdict.last = f"nobody waits for {missed.name} ({missed.address})"
+        await first(sleep(loop, _LOOK_LAST), run.died)
 
 
-async def _notified(loop: Loop, run: Run, listener: NotifyListener, check: Callable[[], None]) -> str:
+async def _notified(loop: Loop, run: Run, listener: NotifyListener, verdict: _Verdict) -> str:
     said: Future[str] = Future()
 
     def read() -> None:
@@ -162,8 +222,8 @@ async def _notified(loop: Loop, run: Run, listener: NotifyListener, check: Calla
     loop.on_readable(listener.fileno(), read)
     try:
         while not said.done:
-            check()
-            await first(said, run.died, sleep(loop, 0.5))
+            verdict.check()
+            await first(said, run.died, sleep(loop, min(0.5, verdict.left() + 0.01)))
     finally:
         loop.forget(listener.fileno())
     return said.result()
@@ -172,23 +232,21 @@ async def _notified(loop: Loop, run: Run, listener: NotifyListener, check: Calla
 async def run_command(loop: Loop, text: str, run: Run, seconds: float) -> str:
     """Runs a command of the operator's to its end: empty when it exits 0, else what happened."""
     try:
-        process = spawn(split_command(text), env=run.environ(), cwd=run.options.directory or None, own_group=1)
+        environ = run.environ()
+        environment.strip(environ)  # it gets no listener
+        process = spawn(split_command(text), env=environ, cwd=run.options.directory or None, own_group=1)
     except (HandoffError, ValueError) as error:
         return str(error)
     ended: Future[None] = Future()
     loop.waited.add(process.pid)
     loop.on_readable(process.fileno(), lambda: ended.set(None))
     try:
-        await first(ended, sleep(loop, seconds))
+        await first(ended, run.died, sleep(loop, seconds))
     finally:
         loop.waited.discard(process.pid)
         loop.forget(process.fileno())
         result = _finish(process, ended.done)
-    return result if ended.done else f"{text!r} did not end within {seconds:g} s"
-
-
-async def _command_says(loop: Loop, text: str, run: Run) -> str:
-    return await run_command(loop, text, run, run.options.ready_timeout)
+    return result if ended.done else f"{text!r} did not end within {seconds:.3g} s"
 
 
 def _finish(process: Process, ended: bool) -> str:

@@ -21,7 +21,8 @@ from ..system.process import Peer, Process, find_program, spawn
 from ..system.sockets import parse_bind
 from ..system.switch import Group
 from .options import KERNEL, SHARED
-from .outlets import RENAME, KernelOutlet, Outlet, reopen_outlet
+from .outlet import RENAME, Outlet
+from .outlets import KernelOutlet, reopen_outlet
 from .run import CANARY, DRAINING, STARTING, Run
 from .tasks import Future, first, sleep
 

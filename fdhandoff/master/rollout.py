@@ -8,8 +8,10 @@ import time
 from ..deadline import format_duration
 from ..errors import OLD, Aborted, HandoffError, RolledBack, SuccessorDied, UpgradeError
 from ..system.notify import NotifyListener
+from .drain import HALF_OPEN_SECONDS
+from .options import SHARED
 from .readiness import Probe, await_ready, run_command
-from .run import CANARY, DRAINING, ENDED, PROBATION, SERVING, Run
+from .run import CANARY, DRAINING, PROBATION, SERVING, Run
 from .tasks import Cancelled, Future, first, sleep
 
 TYPE_CHECKING = False
@@ -18,9 +20,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .master import Master
+    from .outlet import Outlet
+
+# From this step on the new generation serves.
+SERVED_STEPS = ("settle", "probation")
 
 _LOOK_SECONDS = 0.02
-_DRAIN_LOOK_FIRST, _DRAIN_LOOK_LAST = 0.02, 0.5
+_WATCH_SECONDS = 0.5
+_PROBES_MAX = 3
 
 
 class Rollout:
@@ -42,6 +49,9 @@ class Rollout:
         self.result = ""
         self.reason = ""
         self._step_began = self.began
+        self._probes_failed = 0
+        self.at: float | None = None  # when it ended
+        self.took: float | None = None
 
     # --- the story ------------------------------------------------------------------------------------------
 
@@ -52,7 +62,9 @@ class Rollout:
         try:
             if options.check:
                 self.enter("check")
-                failure = await run_command(master.loop, options.check, new, options.ready_timeout)
+                failure = await self._unless_aborted(
+                    run_command(master.loop, options.check, new, options.ready_timeout)
+                )
                 if failure:
                     raise UpgradeError(f"the check of the new release failed: {failure}", serving=OLD)
             self.enter("start")
@@ -79,11 +91,15 @@ class Rollout:
             new.start(listener.address if listener is not None else "")
             self.master.say(f"{new} started (pid {', '.join(map(str, new.pids))})")
             self.enter("ready")
-            how = await self._unless_aborted(await_ready(loop, new, self.master.outlets, listener))
+            how = await self._unless_aborted(await_ready(loop, new, self._outlets(), listener))
         finally:
             if listener is not None:
                 listener.close()
         self.master.say(f"{new} is ready: it {how}")
+
+    def _outlets(self) -> list[Outlet]:
+        """Those that the new generation was given."""
+        return [outlet for outlet in self.master.outlets if outlet.only in (-1, self.new.slot)]
 
     async def _canary(self) -> None:
         new = self.new
@@ -96,10 +112,11 @@ class Rollout:
             self.master.say(
                 f"canary: {step.share:.3%} of new connections go to {new} for {format_duration(step.seconds)}"
             )
+            self._probes_failed = 0
             until = time.monotonic() + step.seconds
             while (time.monotonic() < until or self.held) and not self.promoted.done:
-                self._check_new()
-                await first(sleep(self.master.loop, min(0.2, max(0.0, until - time.monotonic()) or 0.2)), self.promoted)
+                left = until - time.monotonic()
+                await self._watch(min(left, _WATCH_SECONDS) if left > 0 else _WATCH_SECONDS)
             if self.promoted.done:
                 return
 
@@ -109,37 +126,61 @@ class Rollout:
             outlet.choose(self.new.slot)
         self.switched = True
         self.new.state, self.new.share, self.old.share = PROBATION, 1.0, 0.0
-        self.old.state = DRAINING
-        self.old.restarts = False
+        self.old.state = DRAINING  # but it is still replaced when it dies: it may have to serve again
         self.master.current = self.new
         self.master.changed()
         self.master.say(f"switched: all new connections go to {self.new}")
 
     async def _settle(self) -> None:
-        """The old queue is emptied, and what was half open at the switch has had its time."""
+        """The old queue is emptied, and what was half open at the switch has had its time. A generation that is stuck does not
+        hold up the upgrade: what it leaves is served when it has ended."""
         self.enter("settle")
-        until = time.monotonic() + self.new.options.settle
-        while time.monotonic() < until or any(outlet.waiting(self.old.slot) for outlet in self.master.outlets):
+        now = time.monotonic()
+        until, patience = now + self.new.options.settle, now + self.new.options.settle + HALF_OPEN_SECONDS
+        before = [(outlet, outlet.half_open()) for outlet in self.master.outlets]
+        while True:
             self._check_new()
-            if not self.old.alive:
-                break
-            await sleep(self.master.loop, _LOOK_SECONDS)
+            before = [(outlet, outlet.half_open() & half_open) for outlet, half_open in before if half_open]
+            coming = any(half_open for _, half_open in before) or any(
+                outlet.waiting(self.old.slot) for outlet in self.master.outlets if outlet.mode != SHARED
+            )
+            now = time.monotonic()
+            if now >= patience or (now >= until and not coming):
+                return
+            await first(sleep(self.master.loop, _LOOK_SECONDS), self.new.died, self.aborted)
 
     async def _probation(self) -> None:
+        self._probes_failed = 0
         until = time.monotonic() + self.new.options.probation
-        kind, path = self.new.options.ready.kind, self.new.options.ready.argument
-        failures = 0
-        while time.monotonic() < until:
-            self._check_new()
-            await first(sleep(self.master.loop, min(0.5, max(0.0, until - time.monotonic()))), self.new.died)
-            if kind == "http":
-                failures = 0 if await self._probe(path) else failures + 1
-                if failures >= 3:
-                    raise RolledBack(f"{self.new} failed its probe of {path} three times within probation", serving=OLD)
+        while (left := until - time.monotonic()) > 0:
+            await self._watch(min(left, _WATCH_SECONDS))
         self._check_new()
 
+    async def _watch(self, seconds: float) -> None:
+        """Looks after the new generation, which has users, for so long or until something happens to it."""
+        self._check_new()
+        await first(sleep(self.master.loop, seconds), self.new.died, self.aborted, self.promoted)
+        self._check_new()
+        ready = self.new.options.ready
+        if ready.kind == "http":
+            self._probes_failed = (
+                0 if await self._unless_aborted(self._probe(ready.argument)) else self._probes_failed + 1
+            )
+            if self._probes_failed >= _PROBES_MAX:
+                raise RolledBack(
+                    f"{self.new} failed its probe of {ready.argument} {_PROBES_MAX} times; {self.old} serves again",
+                    serving=OLD,
+                )
+        elif ready.kind == "command":
+            failure = await self._unless_aborted(
+                run_command(self.master.loop, ready.argument, self.new, self.new.options.ready_timeout)
+            )
+            self._check_new()
+            if failure:
+                raise RolledBack(f"{self.new} is no longer ready: {failure}; {self.old} serves again", serving=OLD)
+
     async def _probe(self, path: str) -> bool:
-        outlet = next((outlet for outlet in self.master.outlets if outlet.probed), None)
+        outlet = next((outlet for outlet in self._outlets() if outlet.probed), None)
         if outlet is None:
             return True
         probe = Probe(self.master.loop, outlet, self.new.slot)
@@ -155,15 +196,19 @@ class Rollout:
             raise Aborted(f"the upgrade was aborted: {self.aborted.result()}", serving=OLD)
         if self.new.died.done:
             how = self.new.died.result()
-            if self.switched:
-                raise RolledBack(f"{self.new} died in probation ({how}); {self.old} serves again", serving=OLD)
+            if self.switched or self.new.state == CANARY:
+                when = "in probation" if self.switched else "as a canary"
+                raise RolledBack(f"{self.new} died {when} ({how}); {self.old} serves again", serving=OLD)
             raise SuccessorDied(f"{self.new} died before it served: {how}", serving=OLD)
 
     async def _unless_aborted(self, coroutine: Any) -> Any:
         task = self.master.spawn(coroutine)
         await first(task, self.aborted)
         if not task.done:
+            over: Future[None] = Future()
+            task.when_done(lambda: over.set(None))
             task.cancel()
+            await over  # what it has open is closed now
             self._check_new()
         return task.result()
 
@@ -174,17 +219,18 @@ class Rollout:
         old, new, master = self.old, self.new, self.master
         with contextlib.suppress(AttributeError):
             error.serving = OLD  # type: ignore[attr-defined]
-        if old.state != ENDED:
-            for outlet in master.outlets:
-                outlet.choose(old.slot)
-            old.state, old.share = SERVING, 1.0
-            old.watch_over()
-            master.current = old
-        new.share = 0.0
+        had_users = self.switched or new.state == CANARY
+        for outlet in master.outlets:
+            outlet.choose(old.slot)
+        old.state, old.share, new.share = SERVING, 1.0, 0.0
+        old.watch_over()
+        master.current = old
         reason = str(error) if isinstance(error, (HandoffError, OSError, ValueError)) else type(error).__name__
-        self._end("rolled back" if self.switched or new.state == CANARY else "failed", reason)
-        if new.alive:
-            new.stop() if new.state == CANARY or self.switched else new.kill()
+        self._end("rolled back" if had_users else "failed", reason)
+        if had_users and new.alive and not new.died.done:
+            master.retire_now(new)
+            return
+        new.kill()
         master.discard(new)
 
     # --- telling --------------------------------------------------------------------------------------------
@@ -203,6 +249,25 @@ class Rollout:
     def _end(self, result: str, reason: str) -> None:
         self.enter("")
         self.result, self.reason = result, reason
+        self.at = time.time()
+        self.took = time.monotonic() - self.began
+
+    def progress(self) -> dict[str, Any]:
+        """Where it is, for who watches: ``in_flight`` connections of the old generation, seconds until ``deadline``."""
+        return {
+            "step": self.step,
+            "generation": self.new.number,
+            "seconds": time.monotonic() - self.began,
+            "in_flight": self.master.connections(self.old),
+            "deadline": self._time_left(),
+        }
+
+    def _time_left(self) -> float | None:
+        options, since = self.new.options, time.monotonic() - self._step_began
+        limit = {"ready": options.ready_timeout, "settle": options.settle, "probation": options.probation}.get(
+            self.step
+        )
+        return None if limit is None else max(0.0, limit - since)
 
     def summary(self) -> dict[str, Any]:
         """``last_upgrade`` of the status."""
@@ -212,36 +277,7 @@ class Rollout:
             "step": self.step,
             "from": self.old.number,
             "to": self.new.number,
-            "seconds": time.monotonic() - self.began,
+            "seconds": self.took if self.took is not None else time.monotonic() - self.began,
             "steps": [{"step": step, "seconds": seconds} for step, seconds in self.steps if step],
+            "at": self.at,
         }
-
-
-async def retire(master: Master, old: Run) -> None:
-    """Drain by observation: the old generation is told to stop only when none of its connections is left, or its grace period
-    is over; killed when that does not end it."""
-    options = old.options
-    began = time.monotonic()
-    old.state = DRAINING
-    if options.pre_stop_delay:
-        await sleep(master.loop, options.pre_stop_delay)
-    deadline = None if options.grace is None else began + options.grace
-    old.deadline = deadline
-    pause = _DRAIN_LOOK_FIRST
-    left = master.connections(old)
-    while old.alive and left:
-        if deadline is not None and time.monotonic() >= deadline:
-            break
-        await first(sleep(master.loop, pause), old.ended)
-        pause = min(pause * 2, _DRAIN_LOOK_LAST)
-        left = master.connections(old)
-    if old.alive:
-        old.stop()
-        await first(old.ended, sleep(master.loop, options.kill_after))
-    if not old.ended.done:
-        master.say(f"{old} did not end within {format_duration(options.kill_after)} of being told to; it is killed")
-        old.kill()
-        await old.ended
-    cut = f", {left} connections cut at the deadline" if left else ""
-    master.say(f"{old} has drained in {format_duration(time.monotonic() - began)}{cut}, and ended")
-    master.discard(old)

@@ -229,7 +229,7 @@ class Run:
         delay, self._backoff = self._backoff, min(self._backoff * 2, BACKOFF_LAST)
 
         def restart() -> None:
-            if not self.restarts:
+            if not self.restarts or len(self.processes) - len(self._leaving) >= self.workers:
                 return
             try:
                 self._start_one()

@@ -414,6 +414,10 @@ class Group:
         self._replace(index)
         return self._members[index]
 
+    def deafen(self, index: int) -> None:
+        """What comes to this slot from now on is dropped, as if the network had lost it: a client's kernel sends it again."""
+        _be_deaf(self.slot(index), 255, [(0x06, 0, 0, 0)])
+
     def add_slot(self) -> int:
         """One slot more; its number. The first spare becomes it, so nothing else changes."""
         self.slots += 1

@@ -1,0 +1,147 @@
+"""Drain by observation: the kernel says which connections a generation still has, and it is told to stop when it has none. What
+waits in the queue of one that died is given to the one that serves."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+
+from ..deadline import format_duration
+from .options import SHARED
+from .run import DRAINING
+from .tasks import first, sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .master import Master
+    from .run import Run
+
+_LOOK_FIRST, _LOOK_LAST = 0.02, 0.5
+# A client that has not answered in this time after the switch has gone, or was never there.
+HALF_OPEN_SECONDS = 3.0
+_RELAY_BYTES = 65536
+
+
+async def retire(master: Master, old: Run) -> None:
+    """To the end of a generation that gets no new connections: told to stop when none of its own is left or its grace period is
+    over, and killed when that does not end it."""
+    options = old.options
+    began = time.monotonic()
+    old.state = DRAINING
+    old.restarts = False
+    if options.pre_stop_delay:
+        await sleep(master.loop, options.pre_stop_delay)
+    deadline = old.deadline = None if options.grace is None else time.monotonic() + options.grace
+    left = await _watched(master, old, deadline)
+    if old.alive:
+        old.stop()
+        # Where a queue is shared, only the server itself knows when it has finished.
+        shared = any(outlet.mode == SHARED for outlet in master.outlets)
+        patience = options.kill_after if deadline is None else max(0.0, deadline - time.monotonic())
+        await first(old.ended, sleep(master.loop, max(options.kill_after, patience) if shared else options.kill_after))
+        if old.alive:
+            master.say(f"{old} did not end within {format_duration(options.kill_after)} of being told to; it is killed")
+    if not old.ended.done:
+        old.kill()
+        await old.ended
+    cut = f", {left} connections cut at the deadline" if left else ""
+    master.say(f"{old} has drained in {format_duration(round(time.monotonic() - began, 2))}{cut}, and ended")
+    master.discard(old)
+
+
+async def _watched(master: Master, old: Run, deadline: float | None) -> int:
+    """How many connections are left, at the end of the watch."""
+    pause = _LOOK_FIRST
+    before = [(outlet, outlet.half_open()) for outlet in master.outlets]
+    patience = time.monotonic() + HALF_OPEN_SECONDS
+    while old.alive:
+        # In this order: what is accepted meanwhile is seen among the connections.
+        waiting = sum(outlet.waiting(old.slot) or 0 for outlet in master.outlets if outlet.mode != SHARED)
+        left = waiting + master.connections(old)
+        if any(half_open for _, half_open in before):
+            before = [(outlet, half_open & outlet.half_open()) for outlet, half_open in before if half_open]
+        coming = time.monotonic() < patience and any(half_open for _, half_open in before)
+        if not left and not coming:
+            return 0
+        if deadline is not None and time.monotonic() >= deadline:
+            return left
+        pause_until = pause if deadline is None else min(pause, max(0.0, deadline - time.monotonic()))
+        await first(sleep(master.loop, pause_until), old.ended)
+        pause = min(pause * 2, _LOOK_LAST)
+    return 0
+
+
+async def bury(master: Master, dead: Run, gone: Callable[[], object]) -> None:
+    """Once nobody can reach the dead generation's queues any more, and they are empty: ``gone()``."""
+    before = [(outlet, outlet.half_open()) for outlet in master.outlets]
+    until = time.monotonic() + HALF_OPEN_SECONDS
+    rescued = _rescue(master, dead.slot)
+    while time.monotonic() < until and any(half_open for _, half_open in before):
+        await sleep(master.loop, _LOOK_FIRST)
+        rescued += _rescue(master, dead.slot)
+        before = [(outlet, half_open & outlet.half_open()) for outlet, half_open in before if half_open]
+    rescued += _rescue(master, dead.slot)
+    if rescued:
+        master.say(f"{rescued} connections that waited for {dead} are served by {master.current}, through the master")
+    gone()
+
+
+def _rescue(master: Master, slot: int) -> int:
+    """Accepts what waits there and relays it, byte for byte, to the generation that serves: for it they come from this host."""
+    rescued = 0
+    for outlet in master.outlets:
+        for client in outlet.forsaken(slot):
+            try:
+                if not _has_gone(client):
+                    Relay(client, outlet.connect()).start()
+                    rescued += 1
+                    continue
+            except OSError as error:
+                master.say(f"a connection that waited for a dead generation is lost: {error}")
+            client.close()
+    return rescued
+
+
+def _has_gone(client: socket.socket) -> bool:
+    """Whether the client has hung up already, as our own probes have."""
+    client.setblocking(False)
+    try:
+        return not client.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+
+
+class Relay:
+    """Two connections as one, until both sides have said all."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self._pairs = {client: server, server: client}
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="fdhandoff-relay", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            with selectors.DefaultSelector() as selector:
+                for sock in self._pairs:
+                    sock.setblocking(True)
+                    selector.register(sock, selectors.EVENT_READ)
+                while selector.get_map():
+                    for key, _ in selector.select():
+                        source = key.fileobj
+                        assert isinstance(source, socket.socket)
+                        data = source.recv(_RELAY_BYTES)
+                        if data:
+                            self._pairs[source].sendall(data)
+                        else:
+                            selector.unregister(source)
+                            self._pairs[source].shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # one of them has reset it: the other hears of it by the close
+        finally:
+            for sock in self._pairs:
+                sock.close()

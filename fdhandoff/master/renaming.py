@@ -1,0 +1,141 @@
+"""The switch of a Unix stream socket: a rename. The old queue stays with the old generation, and the path is never empty."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from ..system.connections import unix_connections_of, unix_queue
+from ..system.paths import unlink_control
+from ..system.sockets import bind, parse_bind
+from .outlet import RENAME, Outlet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from ..system.sockets import BindSpec
+
+
+class RenameOutlet(Outlet):
+    """A Unix stream socket: each generation binds a name of its own beside the public one, and the switch is a rename."""
+
+    mode = RENAME
+
+    def __init__(self, name: str, spec: BindSpec, sockets: dict[int, socket.socket] | None = None) -> None:
+        self.name = name
+        self._spec = spec
+        self._public = os.fsdecode(spec.path)
+        self.address = f"unix:{self._public}"
+        self.host = "localhost"
+        self.probed = True
+        self._sockets: dict[int, socket.socket] = sockets or {}
+        if not self._sockets:
+            # Bound once by its public name, so that a live owner there is found, and what may be in the way told.
+            (claimed,) = bind(spec)
+            self.choose(0)
+            claimed.close()
+
+    def sockets(self) -> dict[int, socket.socket]:
+        return dict(self._sockets)
+
+    def _private(self, slot: int) -> str:
+        """The name that the slot's socket is bound to. A server may remove it when it ends, so it is not relied upon."""
+        return f"{self._public}.{slot}"
+
+    def _kept(self, slot: int) -> str:
+        """Another name of the same socket, of which no server knows."""
+        return f"{self._public}.{slot}.kept"
+
+    def give(self, slot: int) -> socket.socket:
+        if slot not in self._sockets:
+            spec = parse_bind(f"unix:{self._private(slot)}")
+            spec.mode, spec.group, spec.backlog = self._spec.mode, self._spec.group, self._spec.backlog
+            (sock,) = bind(spec)
+            try:
+                sock.setblocking(False)
+                _remove(self._kept(slot))
+                os.link(self._private(slot), self._kept(slot))
+            except BaseException:
+                unlink_control(self._private(slot), sock)
+                sock.close()
+                raise
+            self._sockets[slot] = sock
+        return self._sockets[slot]
+
+    def choose(self, old: int, new: int = -1, share: float = 0.0) -> None:
+        """All or nothing: a canary is not to be had here, so only a whole share moves the name."""
+        old, new, share = self.narrowed(old, new, share)
+        slot = new if share >= 1.0 else old
+        self.give(slot)
+        if _same_file(self._public, self._kept(slot)):
+            return  # a rename of one name of a file over another of it would do nothing, and leave both
+        temporary = f"{self._public}.next"
+        _remove(temporary)
+        os.link(self._kept(slot), temporary)
+        os.replace(temporary, self._public)
+
+    def waiting(self, slot: int) -> int | None:
+        return unix_queue(self._sockets[slot])[0] if slot in self._sockets else 0
+
+    def backlog(self, slot: int) -> int | None:
+        return unix_queue(self._sockets[slot])[1] if slot in self._sockets else None
+
+    def connections(self, pids: Collection[int]) -> int:
+        return sum(len(unix_connections_of(os.fsencode(self._private(slot)), pids)) for slot in self._sockets)
+
+    def mend(self, slot: int) -> list[str]:
+        sock = self.give(slot)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.setblocking(False)
+            return []
+        self.leave(slot)  # somebody called shutdown() on it
+        self.give(slot)
+        return ["SO_ACCEPTCONN"]
+
+    def connect_to(self, slot: int) -> socket.socket:
+        return self._connected(self._kept(slot), socket.SOCK_NONBLOCK)
+
+    def connect(self) -> socket.socket:
+        return self._connected(self._public, 0)
+
+    def _connected(self, path: str, flags: int) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | flags)
+        try:
+            sock.connect(path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def turn_away(self) -> None:
+        """The name goes: whoever connects now finds nothing there."""
+        if any(_same_file(self._public, self._kept(slot)) for slot in self._sockets):
+            os.unlink(self._public)
+
+    def leave(self, slot: int) -> None:
+        sock = self._sockets.pop(slot, None)
+        if sock is not None:
+            unlink_control(self._private(slot), sock)
+            _remove(self._kept(slot))
+            sock.close()
+
+    def close(self, *, unlink: bool) -> None:
+        if unlink:
+            self.turn_away()
+        for slot in list(self._sockets):
+            self.leave(slot)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except OSError:
+        return False
