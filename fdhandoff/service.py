@@ -314,7 +314,10 @@ class Service:
         if self.endpoint is not None:
             self.endpoint.generation = self.generation.number
             self.endpoint.verbs.update(
-                status=self._verb_status, upgrade=self._verb_upgrade, stop=self._verb_stop, drain=self._verb_stop,
+                status=self._verb_status,
+                upgrade=self._verb_upgrade,
+                stop=self._verb_stop,
+                drain=self._verb_stop,
                 hurry=self._verb_hurry,
             )
             self.endpoint.begin_offer(self.upgrader.greet, self.allow_uids)
@@ -439,7 +442,9 @@ class Service:
 
     def wait_old(self, timeout: float | None = None) -> bool:
         """Waits until the generation from which this one took over has ended; whether it has. True at once where there was
-        none."""
+        none. After ``ready()``: before, what the other side says is for it."""
+        if self.state_word == STARTING:
+            raise UpgradeError("wait_old() comes after ready()", serving=OLD)
         return self._takeover is None or self._takeover.wait_old(timeout)
 
     def drain(self, grace: float | None = -1.0) -> DrainReport:
@@ -754,7 +759,9 @@ class Service:
     def _give_back(self, why: str) -> bool:
         """A generation that ends in its probation leaves the service to the one before."""
         takeover = self._takeover
-        if takeover is None or not takeover.give_back(f"generation {self.generation.number} ends in its probation: {why}"):
+        if takeover is None or not takeover.give_back(
+            f"generation {self.generation.number} ends in its probation: {why}"
+        ):
             return False
         self.owner = False
         self.say(f"the service went back to {takeover.peer}")

@@ -112,7 +112,8 @@ def test_a_server_upgrades_itself_at_a_signal(programs: Programs, script: str) -
     found = answer(programs.port)
     assert found["generation"] == 2
     os.kill(int(str(found["pid"])), signal.SIGTERM)
-    eventually(lambda: not programs.path.exists())
+    eventually(lambda: not alive(int(str(found["pid"]))))
+    assert not programs.path.exists()
 
 
 def test_jobs_finish_where_they_were_accepted(programs: Programs, tmp_path: Path) -> None:

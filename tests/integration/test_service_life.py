@@ -205,6 +205,19 @@ def test_listeners_for_another_process_are_left_alone(tmp_path: Path) -> None:
         app.stop()
 
 
+def test_an_inherited_listener_beside_a_live_owner_of_the_path_is_served_without_the_path(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock, App(tmp_path) as app:
+        first = app.start()
+        app.deploy(listeners={"main": f"127.0.0.1:{sock.getsockname()[1]}"})
+        second = start_with(app, sock, LISTEN_FDS="1", LISTEN_PID="$$")
+        assert app.find("log .*this process can't be upgraded through it")
+        assert app.pid() == second.pid
+        assert app.ask("upgrade").startswith("Unsupported old ")
+        assert alive(first.pid)
+        app.stop()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
+
+
 # --- who owns -------------------------------------------------------------------------------------------------
 
 

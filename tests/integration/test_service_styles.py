@@ -65,15 +65,14 @@ def test_workers_serve_drain_and_end_with_their_generation(tmp_path: Path) -> No
     with App(tmp_path, "workers.py", listeners={"main": f"unix:{tmp_path}/s"}) as app:
         first = app.start()
         app.wait_for("worker default", count=2)
-        kept = app.connect()
-        assert ask_on(kept).startswith("1 ")
-        first.send_signal(signal.SIGHUP)
-        app.wait_for(f"^{first.pid} ends handed over")
-        app.wait_for("worker default", count=4)
-        assert app.ask().startswith("2 ")
-        assert alive(first.pid), "somebody is inside one of its workers"
-        assert ask_on(kept).startswith("1 ")
-        kept.close()
+        with app.connect() as kept:
+            assert ask_on(kept).startswith("1 ")
+            first.send_signal(signal.SIGHUP)
+            app.wait_for(f"^{first.pid} ends handed over")
+            app.wait_for("worker default", count=4)
+            assert app.ask().startswith("2 ")
+            assert alive(first.pid), "somebody is inside one of its workers"
+            assert ask_on(kept).startswith("1 ")
         assert first.wait(20) == 0
         assert app.find(rf"^{first.pid} drained \d+ 0")
         assert len(app.find(rf"^{first.pid} reaped \d+ 0")) == 2

@@ -149,14 +149,13 @@ def test_the_successor_learns_exactly_when_the_old_one_is_dead(tmp_path: Path) -
     with App(tmp_path, watch_old=True) as app:
         first = app.start()
         assert app.wait_for("old ended True").startswith(str(first.pid))  # there was none
-        slow = app.connect()
-        slow.sendall(b"slow 2\n")
-        app.ask("upgrade")
-        second = app.pid()
-        assert alive(first.pid)
-        assert not app.find(f"^{second} old ended")
-        assert slow.recv(100) == b"slept\n"
-        slow.close()
+        with app.connect() as slow:
+            slow.sendall(b"slow 2\n")
+            app.ask("upgrade")
+            second = app.pid()
+            assert alive(first.pid)
+            assert not app.find(f"^{second} old ended")
+            assert slow.recv(100) == b"slept\n"
         app.wait_for(f"^{second} old ended True")
         assert not alive(first.pid)
         app.stop()
@@ -290,6 +289,9 @@ def test_stops_and_upgrades_at_any_moment_end_in_one_owner_or_none(tmp_path: Pat
             process.send_signal(signal.SIGHUP)
             threading.Event().wait(number * 0.04)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            # Once its service is closed, TERM means again what it means to any program.
+            assert process.wait(20) == 0 or (
+                process.returncode == -signal.SIGTERM and app.find(f"^{process.pid} closed")
+            )
             app.stop()  # the successor, where there is one
             assert not (tmp_path / "handoff.sock").exists()

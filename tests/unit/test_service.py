@@ -88,6 +88,8 @@ def test_ready_is_said_once(tmp_path: Path, lines: list[str]) -> None:
 
 def test_nothing_is_accepted_before_ready(tmp_path: Path, lines: list[str]) -> None:
     with make(tmp_path, lines) as service:
+        with pytest.raises(errors.UpgradeError, match="comes after ready"):
+            service.wait_old()
         service.listen("http", "127.0.0.1:0")
         with pytest.raises(errors.UpgradeError, match="accept only after ready"):
             service.serve(lambda *_: None)

@@ -169,10 +169,10 @@ def main() -> None:
         if MISBEHAVE == "commit:stop":
             session = service._takeover._conversation.session
             session.observe(lambda _, step, __: os.kill(os.getpid(), signal.SIGSTOP) if step == "got COMMIT" else None)
-        if CONFIG.get("watch_old"):
-            threading.Thread(target=lambda: tell("old ended", service.wait_old()), daemon=True).start()
         service.ready()
         tell("ready", service.generation.number, "orphaned" if service.orphaned else "")
+        if CONFIG.get("watch_old"):
+            threading.Thread(target=lambda: tell("old ended", service.wait_old()), daemon=True).start()
         misbehave("ready")
 
         def serve(connection: socket.socket, _: object) -> None:

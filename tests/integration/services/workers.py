@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from fdhandoff import Service
@@ -59,8 +60,15 @@ def main() -> None:
             workers.append(pid)
 
         def reap() -> None:
-            for pid in workers:
-                tell("reaped", pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            left = set(workers)
+            while left:
+                # Each as it ends; the service's own child, the successor, is not ours to wait for.
+                for pid in list(left):
+                    ended, status = os.waitpid(pid, os.WNOHANG)
+                    if ended:
+                        left.discard(pid)
+                        tell("reaped", pid, os.waitstatus_to_exitcode(status))
+                time.sleep(0.01)
 
         reaper = threading.Thread(target=reap)
         reaper.start()
