@@ -172,7 +172,8 @@ async def _http(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdict, 
                 probe.close()
             verdict.last = "" if 200 <= status < 400 else f"{path} answered {status}"
         except TimeoutError:
-            verdict.last = f"{path} was not answered within {seconds:.3g} s"
+            if seconds == _ANSWER_SECONDS or not verdict.last:  # else the deadline cut it short, and the one before says more
+                verdict.last = f"{path} was not answered within {seconds:.3g} s"
         except OSError as error:
             verdict.last = error.strerror or str(error)
         verdict.check()
