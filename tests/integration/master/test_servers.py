@@ -1,0 +1,158 @@
+"""Real, unmodified servers, upgraded again and again under clients that open a connection for each request; none retries."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ...conftest import needs, needs_that
+from . import Load, Service, quick, rude
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ASGI = """
+import os
+BODY = f"app {os.environ['FDHANDOFF_GENERATION']} {os.getpid()}".encode()
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(BODY))]})
+    await send({"type": "http.response.body", "body": BODY})
+"""
+
+WSGI = """
+import os
+def app(environ, start_response):
+    body = f"app {os.environ['FDHANDOFF_GENERATION']} {os.getpid()}".encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+NODE = """
+const body = `app ${process.env.FDHANDOFF_GENERATION} ${process.pid}`;
+const server = require('http').createServer((request, response) => response.end(body));
+server.listen({fd: 3});
+process.on('SIGTERM', () => server.close(() => process.exit(0)));
+"""
+
+NGINX = """
+daemon off; worker_processes 1; pid %(folder)s/nginx-%(number)s.pid; error_log stderr error;
+env FDHANDOFF_GENERATION;
+events { worker_connections 512; }
+http {
+    access_log off; client_body_temp_path %(folder)s/body; proxy_temp_path %(folder)s/proxy;
+    fastcgi_temp_path %(folder)s/fastcgi; uwsgi_temp_path %(folder)s/uwsgi; scgi_temp_path %(folder)s/scgi;
+    server { listen 127.0.0.1:%(port)s; location / { return 200 "app %(number)s $pid"; } }
+}
+"""
+
+
+def module(name: str) -> list[str]:
+    """The program of a Python package, which may not be on the PATH of whoever runs the tests."""
+    there = shutil.which(name, path=sysconfig.get_path("scripts"))
+    needs_that(there is not None, f"{name}: pip install {name}")
+    return [sys.executable, "-m", name]
+
+
+def uvicorn(folder: Path) -> list[str]:
+    (folder / "asgi.py").write_text(ASGI)
+    return [*module("uvicorn"), "--app-dir", str(folder), "--log-level", "warning", "--fd", "3", "asgi:app"]
+
+
+def gunicorn(folder: Path) -> list[str]:
+    (folder / "wsgi.py").write_text(WSGI)
+    return [
+        *module("gunicorn"), "--chdir", str(folder), "--log-level", "warning", "--no-control-socket",
+        "-k", "gthread", "--threads", "8", "wsgi:app",
+    ]  # fmt: skip
+
+
+def node(folder: Path) -> list[str]:
+    (folder / "server.js").write_text(NODE)
+    return [needs("node", "nodejs"), str(folder / "server.js")]
+
+
+def nginx(folder: Path) -> list[str]:
+    """It takes listeners of the addresses in its configuration by the variable NGINX."""
+    script = folder / "nginx.sh"
+    (folder / "nginx.template").write_text(NGINX)
+    script.write_text(
+        "import os, socket, sys\n"
+        f"folder, program = {str(folder)!r}, {needs('nginx', 'nginx-light')!r}\n"
+        "number = os.environ['FDHANDOFF_GENERATION']\n"
+        "port = socket.socket(fileno=os.dup(3)).getsockname()[1]\n"
+        "text = open(folder + '/nginx.template').read() % {'folder': folder, 'port': port, 'number': number}\n"
+        "open(f'{folder}/nginx-{number}.conf', 'w').write(text)\n"
+        "os.set_inheritable(3, True)\n"
+        "os.execve(program, ['nginx', '-p', folder, '-c', f'{folder}/nginx-{number}.conf'],"
+        " {**os.environ, 'NGINX': '3;'})\n"
+    )
+    return [sys.executable, str(script)]
+
+
+SERVERS = {"uvicorn": uvicorn, "gunicorn": gunicorn, "node": node, "nginx": nginx, "rude": lambda folder: rude()}
+
+
+def upgraded(folder: Path, name: str, times: int) -> None:
+    options = ["--settle", "0.1", "--probation", "0.1", "--grace", "20"]
+    if name == "nginx":
+        options += ["--drain-signal", "QUIT"]
+    with (
+        Service(folder, *options, command=SERVERS[name](folder)) as service,
+        Load(service.address(), 3) as load,
+    ):
+        for number in range(2, times + 2):
+            began = time.monotonic()
+            done = service.upgrade()
+            assert done["result"] == "done", (done, began)
+            load.heard(number, 5)
+        service.settled(times + 1)
+        load.end()
+        answered = len(load.answers)
+        assert not load.failures, (answered, load.failures)
+        assert set(load.generations()) == set(range(1, times + 2))
+        print(f"{name}: {times} upgrades, {answered} requests, {sum(load.failures.values())} failed")
+        assert service.stop() in (0, 143)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_twenty_upgrades_fail_no_request(tmp_path: Path, name: str) -> None:
+    upgraded(tmp_path, name, 20)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", SERVERS)
+def test_two_hundred_upgrades_fail_no_request(tmp_path: Path, name: str) -> None:
+    upgraded(tmp_path, name, 200)
+
+
+def test_several_listeners_are_all_switched(tmp_path: Path) -> None:
+    """Two ports, and connections of both are waited for."""
+    command = rude()
+    command[2] = command[2].replace(
+        "while True:\n    connection",
+        "second = socket.socket(fileno=4); second.setblocking(True)\n"
+        "def other():\n"
+        "    while True:\n"
+        "        threading.Thread(target=serve, args=(second.accept()[0],), daemon=True).start()\n"
+        "threading.Thread(target=other, daemon=True).start()\n"
+        "while True:\n    connection",
+    )
+    with (
+        Service(tmp_path, *quick("--bind", "other=[::1]:0"), command=command) as service,
+        Load(service.address(0), 2) as one,
+        Load(service.address(1), 2) as two,
+    ):
+        for number in range(2, 7):
+            service.upgrade()
+            one.heard(number)
+            two.heard(number)
+        one.end()
+        two.end()
+        assert not one.failures + two.failures
