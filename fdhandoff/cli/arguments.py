@@ -69,7 +69,9 @@ def uid(text: str) -> int:
 
 def add_path(parser: Parser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", help="the handoff path, a Unix socket")
-    parser.add_argument("--name", help="the service's name, whose path lies in the runtime directory, instead of PATH")
+    parser.add_argument(
+        "--name", help="the service's name, whose path lies in the runtime directory, instead of PATH; as in --name app"
+    )
 
 
 def add_json(parser: Parser, help: str = "print JSON (schema 1; keys are only ever added)") -> None:
@@ -78,7 +80,12 @@ def add_json(parser: Parser, help: str = "print JSON (schema 1; keys are only ev
 
 def add_users(parser: Parser, whom: str) -> None:
     parser.add_argument(
-        "--allow-uid", metavar="UID", type=uid, action="append", default=[], help=f"{whom}; may be repeated"
+        "--allow-uid",
+        metavar="UID",
+        type=uid,
+        action="append",
+        default=[],
+        help=f"{whom}; may be repeated (none); as in --allow-uid www-data",
     )
 
 

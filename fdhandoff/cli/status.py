@@ -45,7 +45,9 @@ def arguments(parser: Parser) -> None:
     add_target(parser)
     add_json(parser)
     add_users(parser, "an owner besides us and root whose answer is believed")
-    parser.add_argument("--timeout", type=duration, default=5.0, help="how long to wait for the answer (5s)")
+    parser.add_argument(
+        "--timeout", type=duration, default=5.0, help="how long to wait for the answer (5s); as in --timeout 1s"
+    )
     parser.add_argument(
         "--watch", metavar="DURATION", type=duration, nargs="?", const=1.0,
         help="again and again, so often (1s): drawn in place on a terminal; as in --watch 5s",

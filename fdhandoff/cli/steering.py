@@ -46,7 +46,7 @@ class Steering:
 def arguments_of(parser: Parser, *, waits: bool = False) -> None:
     add_target(parser)
     add_json(parser)
-    add_users(parser, "an owner besides us and root who is believed, as in --allow-uid www-data")
+    add_users(parser, "an owner besides us and root who is believed")
     if waits:
         parser.add_argument("--wait", action="store_true", help="until it has ended")
     what = "with --wait: how long (for ever)" if waits else "how long to wait for the answer (for ever)"

@@ -53,7 +53,7 @@ def _canary(text: str) -> str:
 def arguments(parser: Parser) -> None:
     add_target(parser)
     add_json(parser)
-    add_users(parser, "an owner besides us and root who is believed, as in --allow-uid www-data")
+    add_users(parser, "an owner besides us and root who is believed")
     parser.add_argument(
         "--timeout", metavar="DURATION", type=duration, default=None,
         help="how long to wait for the outcome (for ever); as in --timeout 5m",
