@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import Running, stopping
+from .mastered import Mastered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +33,12 @@ def start() -> Iterator[Start]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "h.sock"
+
+
+@pytest.fixture
+def mastered(tmp_path: Path, start: Start) -> Mastered:
+    """A service under a master, not started yet."""
+    return Mastered(tmp_path, start)
 
 
 class Held:
