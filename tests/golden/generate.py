@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fdhandoff.listener import KIND_CONNECTION, KIND_CONTROL, KIND_COUNTERS, KIND_FILE, KIND_LISTENER, Entry
+from fdhandoff.offer import CONTROL_NAME, COUNTERS_NAME
 from fdhandoff.protocol import frames
 from fdhandoff.protocol.messages import (
     ALL,
@@ -58,10 +59,8 @@ CLIENT = Entry(
     address="10.0.0.1:80",
     state=b"{}",
 )
-CONTROL = Entry(
-    "fdhandoff.control", KIND_CONTROL, family=1, type=1, listening=True, cookie=4102, address="unix:/run/h.sock"
-)
-COUNTERS = Entry("fdhandoff.counters", KIND_COUNTERS, mode=0o100777, device=1, inode=1043)
+CONTROL = Entry(CONTROL_NAME, KIND_CONTROL, family=1, type=1, listening=True, cookie=4102, address="unix:/run/h.sock")
+COUNTERS = Entry(COUNTERS_NAME, KIND_COUNTERS, mode=0o100777, device=1, inode=1043)
 
 SAMPLES: dict[str, tuple[Message, int]] = {
     "hello": (Hello(min_version=1, max_version=1, pid=4242, software="fdhandoff", generation=0), 1),

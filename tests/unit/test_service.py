@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -224,6 +225,9 @@ def test_a_closed_listener_fails_the_offer_and_the_taker_is_told(tmp_path: Path,
         with pytest.raises(errors.PeerAborted, match="'http' is closed"):
             fdhandoff.receive(tmp_path / "handoff.sock", timeout=10)
         assert service.owner
+        deadline = time.monotonic() + 10  # the taker learns it before the service has finished with it
+        while service.state_word != SERVING and time.monotonic() < deadline:
+            service.wait(0.005)
         assert service.state_word == SERVING
 
 

@@ -70,6 +70,7 @@ def test_every_message_has_a_vector_with_all_its_fields() -> None:
     assert set(CONVERSATIONS) >= {"whole", "final-state", "not-ready", "given-back", "in-progress", "verb"}
 
 
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the documentation is not part of this copy")
 def test_the_reference_shows_the_tables_as_they_are() -> None:
     text = REFERENCE.read_text()
     assert with_sections(text) == text, "run: python -m tests.golden.generate"
