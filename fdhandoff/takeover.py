@@ -480,7 +480,10 @@ class Takeover:
         if not self._conversation.session.owns or passed(self._probation_ends) or process is None:
             return False
         if process.alive():
-            self.abort(reason)
+            try:
+                self.abort(reason)
+            except PeerGone:
+                return False  # its probation was over at this very moment: the service stays ours
         return self._conversation.session.state == "GAVE_BACK"
 
     def cancel(self) -> None:

@@ -27,6 +27,15 @@ print("ready", takeover.state.decode(), flush=True)
 sys.stdin.readline()
 """
 
+GIVE_BACK = """
+import sys, {package}
+takeover = {package}.receive(sys.argv[1], timeout=10)
+takeover.ready()
+print("ready", flush=True)
+sys.stdin.readline()
+print(takeover.give_back("a test"), takeover.listeners[0].fileno() >= 0)
+"""
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
@@ -122,6 +131,18 @@ def test_a_stop_aborts_a_strangers_takeover(service: Service) -> None:
     output, _ = process.communicate(timeout=10)
     assert process.returncode == 1
     assert output == ""
+
+
+def test_a_service_that_nobody_takes_back_stays(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given back at the very moment at which the old side's probation ends."""
+    process = python(GIVE_BACK, str(service.path))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    service.stop()  # ends probation
+    assert service.wait(10) == "handed over"
+    service.close()
+    process.stdin.write("\n")  # type: ignore[union-attr]
+    assert finish(process) == "False True\n"
 
 
 def test_whoever_took_it_has_everything(service: Service) -> None:
