@@ -225,6 +225,8 @@ static int hand_over(struct wire *wire) {
         result = wire_prove(wire, FDH_FOREVER); /* it may have read the commit: only its death gives the service back */
     if (result == 0 && heard.word == SERVING)
         return 0;
+    if (result == 0)
+        wire_say(wire, ABORT, NULL, NULL, 0, SECONDS(1)); /* yes, it is ours again: only then it lets go */
     listen(control, 128);
     fdh_gate_reopen(&http.gate);
     return result ? result : -ECONNABORTED;
