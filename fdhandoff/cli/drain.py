@@ -16,9 +16,10 @@ examples:
   fdhandoff-cli drain --name app --wait
   fdhandoff-cli drain --name app --grace 10m --wait
 
-Unlike `stop` it lets the processes be until the last of their connections is closed, idle ones included, or --grace is over;
-then they are told to end. New connections are not accepted meanwhile where the listeners have a switch: take the service out of
-its load balancer first. `hurry` or `stop` cuts it short. A process that lives by Service drains by its own means.
+The same as TERM. Unlike `stop` it lets the processes be until the last of their connections is closed, idle ones included, or
+--grace is over; then they are told to end. New connections are not accepted meanwhile where the listeners have a switch: take
+the service out of its load balancer first. `hurry` or `stop` cuts it short. A process that lives by Service drains by its own
+means.
 
 exit status: 0 it drains (--wait: it has ended); 1 refused, or it has not ended in time; 2 wrong usage; 3 the system said no;
 4 nobody serves there.

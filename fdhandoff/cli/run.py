@@ -25,7 +25,7 @@ examples:
   fdhandoff-cli run --config /etc/app/run.toml
 
 The command gets its listeners from descriptor 3 on, with LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES set; {fd:NAME} in it is
-replaced by a listener's number. HUP and USR2 upgrade; TERM, INT and QUIT stop, a second one hurries; TTIN and TTOU make it one
+replaced by a listener's number. HUP and USR2 upgrade; TERM, INT and QUIT drain, a second one hurries; TTIN and TTOU make it one
 worker more or less; USR1 and WINCH are passed on.
 
 exit status: the command's, 128 + N for signal N; 2 wrong usage; 125 our own failure, 126 the command can't be executed, 127 it

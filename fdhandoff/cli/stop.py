@@ -15,8 +15,8 @@ examples:
   fdhandoff-cli stop --name app --wait
   fdhandoff-cli stop --pid 4711 --wait --timeout 40s
 
-The same as TERM: every process is told to finish and end, and killed when the grace period is over. A second stop does not wait
-for that. Use `drain` for a server that ends at once when it is told to.
+Every process is told at once to finish and end, and killed when the grace period is over; a second stop does not wait for that.
+Use `drain`, which is what TERM does, for a server that cuts its connections when it is told to end.
 
 exit status: 0 it was told (--wait: it has ended); 1 refused, or it has not ended in time; 2 wrong usage; 3 the system said no;
 4 nobody serves there.

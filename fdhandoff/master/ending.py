@@ -29,29 +29,30 @@ class Ending:
 
     # --- stop -----------------------------------------------------------------------------------------------
 
-    def stop(self, why: str) -> None:
-        """Tells every generation to finish and end. A second call hurries."""
+    def stop(self, why: str, *, drained: bool = False) -> None:
+        """Tells every generation to finish and end. A second call hurries. ``drained``: they have had their grace period."""
         master = self._master
         if master.state == STOPPING:
             self.hurry()
             return
         master.state = STOPPING
         master.say(f"stopping: {why}")
-        master.spawn(self._stop())
+        master.spawn(self._stop(drained))
 
-    async def _stop(self) -> None:
+    async def _stop(self, drained: bool) -> None:
         master = self._master
         await self._no_rollout("the service is stopped")
         options = master.options
-        if options.pre_stop_delay:
+        if options.pre_stop_delay and not drained:
             await sleep(master.loop, options.pre_stop_delay)
         runs = list(master.runs)
-        deadline = None if options.grace is None else time.monotonic() + options.grace
+        limit = options.kill_after if drained else options.grace
+        deadline = None if limit is None else time.monotonic() + limit
         for run in runs:
             run.deadline = deadline
             if run.state != STOPPING:
                 run.stop()
-        late = None if options.grace is None else sleep(master.loop, options.grace)
+        late = None if limit is None else sleep(master.loop, limit)
         for run in runs:
             if late is None:
                 await run.ended
@@ -59,7 +60,7 @@ class Ending:
                 await first(run.ended, late)
         for run in runs:
             if not run.ended.done:
-                master.say(f"{run} did not end within {format_duration(options.grace or 0)}; it is killed")
+                master.say(f"{run} did not end within {format_duration(limit or 0)}; it is killed")
                 run.kill()
                 await run.ended
         self._take_the_status()
@@ -111,7 +112,8 @@ class Ending:
             await sleep(master.loop, pause)
             pause = min(pause * 2, _LOOK_LAST)
         if master.state == DRAINING:
-            self.stop("drained" if deadline is None or time.monotonic() < deadline else "the grace period is over")
+            late = deadline is not None and time.monotonic() >= deadline
+            self.stop("the grace period is over" if late else "drained", drained=True)
 
     def _inside(self, slots: set[int]) -> bool:
         """Whether anybody is connected, or waits in a queue that is still served."""
@@ -131,7 +133,7 @@ class Ending:
         """Ends every drain now: of which generations. One that serves is left alone, unless the whole service drains."""
         master = self._master
         if master.state == DRAINING:
-            self.stop("hurried")
+            self.stop("hurried", drained=True)
             return list(master.runs)
         late = [run for run in master.runs if run.state in (DRAINING, STOPPING, KEPT)]
         for run in late:
