@@ -11,7 +11,7 @@ from ..deadline import format_duration
 from ..errors import HandoffError, PeerRefused
 from ..master.options import parse_canary
 from .arguments import Parser, add_json, add_users, checked, duration
-from .outcome import code_of, say
+from .outcome import code_of
 from .target import add_target, chosen_target
 
 TYPE_CHECKING = False
@@ -97,7 +97,6 @@ def run(options: Namespace) -> int:
             return code_of(error)
         if progress is not None:
             progress.end()
-        _last_words(facts)
         raise
     if progress is not None:
         progress.end()
@@ -128,15 +127,6 @@ def summary(answer: dict[str, Any], options: argparse.Namespace) -> str:
     if upgrade.get("result") == SERVED:
         return f"generation {upgrade['to']} serves, after {took}; its probation has begun"
     return f"upgraded from {what} in {took}"
-
-
-def _last_words(facts: dict[str, Any]) -> None:
-    lines = facts.get("stderr") or ()
-    if lines:
-        say("the last lines that the new generation wrote to its standard error:")
-    for line in lines:
-        sys.stderr.write(f"  | {line}\n")
-    sys.stderr.flush()
 
 
 class Progress:

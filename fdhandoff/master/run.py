@@ -92,10 +92,6 @@ class Run:
     def time_left(self) -> float | None:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    def last_words(self) -> list[str]:
-        """The last lines that it wrote to its standard error, where they are known."""
-        return []
-
     # --- starting -------------------------------------------------------------------------------------------
 
     def environ(self) -> dict[str, str]:

@@ -84,7 +84,6 @@ def _upgrade(master: Master, body: dict[str, Any], reply: Reply) -> None:
                 str(task.error),
                 serving=OLD,
                 upgrade=rollout.summary(),
-                stderr=rollout.new.last_words(),
             )
 
     task.when_done(finished)
