@@ -45,6 +45,7 @@ class Rollout:
         self.held = False
         self.promoted: Future[None] = Future()
         self.aborted: Future[str] = Future()
+        self.tried = False  # by some users: a canary has begun
         self.switched = False
         self.result = ""
         self.reason = ""
@@ -103,7 +104,7 @@ class Rollout:
 
     async def _canary(self) -> None:
         new = self.new
-        new.state = CANARY
+        new.state, self.tried = CANARY, True
         for step in new.options.canary:
             self.enter(f"canary {step.share:.3g}")
             new.share, self.old.share = step.share, 1 - step.share
@@ -196,7 +197,7 @@ class Rollout:
             raise Aborted(f"the upgrade was aborted: {self.aborted.result()}", serving=OLD)
         if self.new.died.done:
             how = self.new.died.result()
-            if self.switched or self.new.state == CANARY:
+            if self.switched or self.tried:
                 when = "in probation" if self.switched else "as a canary"
                 raise RolledBack(f"{self.new} died {when} ({how}); {self.old} serves again", serving=OLD)
             raise SuccessorDied(f"{self.new} died before it served: {how}", serving=OLD)
@@ -219,7 +220,7 @@ class Rollout:
         old, new, master = self.old, self.new, self.master
         with contextlib.suppress(AttributeError):
             error.serving = OLD  # type: ignore[attr-defined]
-        had_users = self.switched or new.state == CANARY
+        had_users = self.switched or self.tried
         for outlet in master.outlets:
             outlet.choose(old.slot)
         old.state, old.share, new.share = SERVING, 1.0, 0.0
