@@ -66,7 +66,9 @@ def run(options: Namespace) -> int:
     )
     try:
         configuration()
-    except (ValueError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {error.filename}") from None
+    except ValueError as error:
         raise UsageError(str(error)) from None
     except HandoffError as error:
         raise Failure(str(error), OWN_FAILURE) from error
