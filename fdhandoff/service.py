@@ -14,6 +14,7 @@ import threading
 import time
 
 from . import registry
+from .control import ANSWER_SECONDS
 from .deadline import FOREVER, after, format_duration
 from .errors import (
     NEW,
@@ -140,6 +141,7 @@ class Service:
         self._stops = StopRequests()
         self.owner = False
         self._closed = False
+        self._answering: list[threading.Thread] = []  # to operators who asked for an upgrade
         self._is_child = False  # after a fork: a worker's copy
         self.endpoint: Endpoint | None = None
         self._takeover: Takeover | None = None
@@ -503,6 +505,9 @@ class Service:
             if self._closed:
                 return
             self._closed = True
+        if self.verdict == "handed over" and not self._is_child:
+            for thread in self._answering:
+                thread.join(ANSWER_SECONDS)  # whoever asked for the upgrade hears how it ended
         if self.owner:
             self.gate.close()
             self._give_back("it ended")
@@ -647,7 +652,9 @@ class Service:
             else:
                 reply.done({"generation": handed.generation.number, "pid": handed.peer.pid})
 
-        threading.Thread(target=run, name="fdhandoff-verb", daemon=True).start()
+        thread = threading.Thread(target=run, name="fdhandoff-verb", daemon=True)
+        self._answering = [*(one for one in self._answering if one.is_alive()), thread]
+        thread.start()
 
     def _verb_stop(self, _: dict[str, Any], reply: Reply) -> None:
         self._ask_stop(f"{reply.asker} asked for it")
