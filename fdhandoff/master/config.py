@@ -214,7 +214,9 @@ def _load(path: str) -> dict[str, Any]:
     try:
         toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     except ImportError:
-        raise ValueError(f"{path} can't be read: TOML on Python 3.10 needs the package tomli (pip install 'fdhandoff[config]')") from None
+        raise ValueError(
+            f"{path} can't be read: TOML on Python 3.10 needs the package tomli (pip install 'fdhandoff[config]')"
+        ) from None
     with open(path, "rb") as file:
         try:
             values: dict[str, Any] = toml.load(file)
