@@ -11,7 +11,7 @@ import time
 from ..deadline import format_duration
 from .options import SHARED
 from .run import DRAINING
-from .tasks import first, sleep
+from .tasks import pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ async def retire(master: Master, old: Run) -> None:
     old.state = DRAINING
     old.restarts = False
     if options.pre_stop_delay:
-        await sleep(master.loop, options.pre_stop_delay)
+        await pause(master.loop, options.pre_stop_delay)
     deadline = old.deadline = None if options.grace is None else time.monotonic() + options.grace
     left = await _watched(master, old, deadline)
     if old.alive:
@@ -42,7 +42,7 @@ async def retire(master: Master, old: Run) -> None:
         # Where a queue is shared, only the server itself knows when it has finished.
         shared = any(outlet.mode == SHARED for outlet in master.outlets)
         patience = options.kill_after if deadline is None else max(0.0, deadline - time.monotonic())
-        await first(old.ended, sleep(master.loop, max(options.kill_after, patience) if shared else options.kill_after))
+        await pause(master.loop, max(options.kill_after, patience) if shared else options.kill_after, old.ended)
         if old.alive:
             master.say(f"{old} did not end within {format_duration(options.kill_after)} of being told to; it is killed")
     if not old.ended.done:
@@ -55,7 +55,7 @@ async def retire(master: Master, old: Run) -> None:
 
 async def _watched(master: Master, old: Run, deadline: float | None) -> int:
     """How many connections are left, at the end of the watch."""
-    pause = _LOOK_FIRST
+    seconds = _LOOK_FIRST
     before = [(outlet, outlet.half_open()) for outlet in master.outlets]
     patience = time.monotonic() + HALF_OPEN_SECONDS
     while old.alive:
@@ -69,9 +69,9 @@ async def _watched(master: Master, old: Run, deadline: float | None) -> int:
             return 0
         if deadline is not None and time.monotonic() >= deadline:
             return left
-        pause_until = pause if deadline is None else min(pause, max(0.0, deadline - time.monotonic()))
-        await first(sleep(master.loop, pause_until), old.ended)
-        pause = min(pause * 2, _LOOK_LAST)
+        rest = seconds if deadline is None else min(seconds, max(0.0, deadline - time.monotonic()))
+        await pause(master.loop, rest, old.ended)
+        seconds = min(seconds * 2, _LOOK_LAST)
     return 0
 
 
@@ -81,7 +81,7 @@ async def bury(master: Master, dead: Run, gone: Callable[[], object]) -> None:
     until = time.monotonic() + HALF_OPEN_SECONDS
     rescued = _rescue(master, dead.slot)
     while time.monotonic() < until and any(half_open for _, half_open in before):
-        await sleep(master.loop, _LOOK_FIRST)
+        await pause(master.loop, _LOOK_FIRST)
         rescued += _rescue(master, dead.slot)
         before = [(outlet, half_open & outlet.half_open()) for outlet, half_open in before if half_open]
     rescued += _rescue(master, dead.slot)

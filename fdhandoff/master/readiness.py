@@ -16,7 +16,7 @@ from ..system.notify import NotifyListener
 from ..system.process import Process, spawn
 from ..system.processes import members, who_waits_on
 from .run import split_command
-from .tasks import Future, first, sleep
+from .tasks import Future, pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Probe:
         while not self._connected():
             if time.monotonic() >= until:
                 raise TimeoutError
-            await sleep(self._loop, _LOOK_SECONDS)
+            await pause(self._loop, _LOOK_SECONDS)
         self._sock.send(
             f"GET {path} HTTP/1.1\r\nHost: {self._outlet.host}\r\nUser-Agent: fdhandoff\r\nAccept: */*\r\n"
             "Connection: close\r\n\r\n".encode()
@@ -93,7 +93,7 @@ class Probe:
         readable: Future[None] = Future()
         self._loop.on_readable(self._sock.fileno(), lambda: readable.set(None))
         try:
-            await first(readable, sleep(self._loop, until - time.monotonic()))
+            await pause(self._loop, until - time.monotonic(), readable)
         finally:
             self._loop.forget(self._sock.fileno())
         if not readable.done:
@@ -140,7 +140,7 @@ async def await_ready(loop: Loop, run: Run, outlets: list[Outlet], listener: Not
             verdict.check()
             if not verdict.last:
                 return "the command says so"
-            await first(sleep(loop, _AGAIN_SECONDS), run.died)
+            await pause(loop, _AGAIN_SECONDS, run.died)
     if kind == "http":
         return await _http(loop, run, outlets, verdict, argument)
     for outlet in outlets:
@@ -154,7 +154,7 @@ async def _delay(loop: Loop, run: Run, verdict: _Verdict, seconds: float) -> Non
     until = min(time.monotonic() + seconds, verdict.deadline)
     while time.monotonic() < until:
         verdict.check()
-        await first(sleep(loop, until - time.monotonic()), run.died)
+        await pause(loop, until - time.monotonic(), run.died)
     verdict.check()
 
 
@@ -172,25 +172,27 @@ async def _http(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdict, 
                 probe.close()
             verdict.last = "" if 200 <= status < 400 else f"{path} answered {status}"
         except TimeoutError:
-            if seconds == _ANSWER_SECONDS or not verdict.last:  # else the deadline cut it short, and the one before says more
+            if (
+                seconds == _ANSWER_SECONDS or not verdict.last
+            ):  # else the deadline cut it short, and the one before says more
                 verdict.last = f"{path} was not answered within {seconds:.3g} s"
         except OSError as error:
             verdict.last = error.strerror or str(error)
         verdict.check()
         if not verdict.last:
             return f"answers {path}"
-        await first(sleep(loop, _AGAIN_SECONDS), run.died)
+        await pause(loop, _AGAIN_SECONDS, run.died)
 
 
 async def _accepts(loop: Loop, run: Run, outlet: Outlet, verdict: _Verdict) -> None:
     verdict.last = f"nothing accepts on {outlet.name} ({outlet.address})"
     probe = Probe(loop, outlet, run.slot)
-    pause = _LOOK_SECONDS
+    seconds = _LOOK_SECONDS
     try:
         while not probe.accepted():
             verdict.check()
-            await first(sleep(loop, pause), run.died)
-            pause = min(pause * 1.5, _LOOK_LAST)
+            await pause(loop, seconds, run.died)
+            seconds = min(seconds * 1.5, _LOOK_LAST)
     finally:
         probe.close()
     verdict.check()  # a socket that is accepted because its queue is closed is no good sign
@@ -209,7 +211,7 @@ async def _attends(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdic
             return f"is assumed to be, after {_ASSUMED_SECONDS:g} s: {found.blind}"
         missed = next(outlet for inode, outlet in inodes.items() if inode not in found.inodes)
         verdict.last = f"nobody waits for {missed.name} ({missed.address})"
-        await first(sleep(loop, _LOOK_LAST), run.died)
+        await pause(loop, _LOOK_LAST, run.died)
 
 
 async def _notified(loop: Loop, run: Run, listener: NotifyListener, verdict: _Verdict) -> str:
@@ -224,7 +226,7 @@ async def _notified(loop: Loop, run: Run, listener: NotifyListener, verdict: _Ve
     try:
         while not said.done:
             verdict.check()
-            await first(said, run.died, sleep(loop, min(0.5, verdict.left() + 0.01)))
+            await pause(loop, min(0.5, verdict.left() + 0.01), said, run.died)
     finally:
         loop.forget(listener.fileno())
     return said.result()
@@ -242,7 +244,7 @@ async def run_command(loop: Loop, text: str, run: Run, seconds: float) -> str:
     loop.waited.add(process.pid)
     loop.on_readable(process.fileno(), lambda: ended.set(None))
     try:
-        await first(ended, run.died, sleep(loop, seconds))
+        await pause(loop, seconds, ended, run.died)
     finally:
         loop.waited.discard(process.pid)
         loop.forget(process.fileno())

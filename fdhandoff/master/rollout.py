@@ -12,7 +12,7 @@ from .drain import HALF_OPEN_SECONDS
 from .options import SHARED
 from .readiness import Probe, await_ready, run_command
 from .run import CANARY, DRAINING, PROBATION, SERVING, Run
-from .tasks import Cancelled, Future, first, sleep
+from .tasks import Cancelled, Future, first, pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Rollout:
             now = time.monotonic()
             if now >= patience or (now >= until and not coming):
                 return
-            await first(sleep(self.master.loop, _LOOK_SECONDS), self.new.died, self.aborted)
+            await pause(self.master.loop, _LOOK_SECONDS, self.new.died, self.aborted)
 
     async def _probation(self) -> None:
         self._probes_failed = 0
@@ -160,7 +160,7 @@ class Rollout:
     async def _watch(self, seconds: float) -> None:
         """Looks after the new generation, which has users, for so long or until something happens to it."""
         self._check_new()
-        await first(sleep(self.master.loop, seconds), self.new.died, self.aborted, self.promoted)
+        await pause(self.master.loop, seconds, self.new.died, self.aborted, self.promoted)
         self._check_new()
         ready = self.new.options.ready
         if ready.kind == "http":

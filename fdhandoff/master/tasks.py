@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class Future(Generic[T]):
             callback()
         else:
             self._callbacks.append(callback)
+
+    def no_more(self, callback: Callable[[], object]) -> None:
+        """Takes a ``when_done`` back, if that has not happened."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
 
     def result(self) -> T:
         if self._error is not None:
@@ -108,11 +114,33 @@ def sleep(loop: Loop, seconds: float) -> Future[None]:
 
 
 def first(*futures: Future[Any]) -> Future[Future[Any]]:
-    """Known when one of them is: that one."""
+    """Known when one of them is: that one. The others are not kept waiting for: one that is watched for hours, again and
+    again, remembers none of it."""
     winner: Future[Future[Any]] = Future()
+    calls: list[tuple[Future[Any], Callable[[], object]]] = []
+
+    def won(future: Future[Any]) -> None:
+        winner.set(future)
+        for other, call in calls:
+            other.no_more(call)
+
     for future in futures:
-        future.when_done(lambda future=future: winner.set(future))  # type: ignore[misc]
+        call = partial(won, future)
+        calls.append((future, call))
+        future.when_done(call)
+        if winner.done:
+            break
     return winner
+
+
+async def pause(loop: Loop, seconds: float, *others: Future[Any]) -> None:
+    """Waits so long, or until one of the others is known."""
+    over: Future[None] = Future()
+    timer = loop.after(seconds, lambda: over.set(None))
+    try:
+        await first(over, *others)
+    finally:
+        timer.cancel()  # and with it goes all that it would keep alive
 
 
 async def within(loop: Loop, seconds: float | None, future: Future[T]) -> T:
