@@ -1,0 +1,55 @@
+"""What ``run`` is told, read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fdhandoff.master.options import assignments, drain_signal_of, parse_canary, parse_readiness, read_env_file
+
+
+def test_a_canary_is_shares_and_seconds() -> None:
+    steps = parse_canary("5%:60s,0.5%:1m,100%:500ms")
+    assert [(step.share, step.seconds) for step in steps] == [(0.05, 60.0), (0.005, 60.0), (1.0, 0.5)]
+
+
+@pytest.mark.parametrize("text", ["5", "5%", "5:60s", "0%:1s", "101%:1s", "-5%:1s", "x%:1s", "5%:soon", "nan%:1s"])
+def test_what_is_no_canary(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_canary(text)
+
+
+@pytest.mark.parametrize("text", ["accept", "notify", "http:/healthz?deep=1", "command:curl -f localhost", "delay:2s"])
+def test_a_readiness_shows_as_it_was_written(text: str) -> None:
+    assert str(parse_readiness(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "later", "http", "http:healthz", "command:", "delay:soon", "ACCEPT"])
+def test_what_is_no_readiness(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_readiness(text)
+
+
+def test_an_environment_file(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("# comment\n\nA=1\nexport B = 'two words'\nC=\"=\"\nEMPTY=\n")
+    assert read_env_file(str(file)) == {"A": "1", "B": "two words", "C": "=", "EMPTY": ""}
+    file.write_text("A=1\nnonsense\n")
+    with pytest.raises(ValueError, match="line 2"):
+        read_env_file(str(file))
+
+
+def test_assignments() -> None:
+    assert assignments(["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
+    for wrong in ("A", "=1"):
+        with pytest.raises(ValueError, match="NAME=value"):
+            assignments([wrong])
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [(["/usr/sbin/nginx"], "SIGQUIT"), (["haproxy", "-f", "x"], "SIGUSR1"), (["uvicorn"], "SIGTERM"), ([], "SIGTERM")],
+)
+def test_known_servers_are_told_to_stop_in_their_own_way(command: list[str], expected: str) -> None:
+    assert drain_signal_of(command) == expected
