@@ -8,6 +8,7 @@ import time
 
 from ..deadline import format_duration
 from ..errors import OLD, UpgradeError
+from .drain import HALF_OPEN_SECONDS
 from .keeping import KEPT
 from .run import DRAINING, SERVING, STOPPING
 from .tasks import first, sleep
@@ -102,11 +103,17 @@ class Ending:
             await sleep(master.loop, master.options.pre_stop_delay)
         served = {run.slot for run in master.runs}
         self._turn_away()
+        coming = [(outlet, outlet.half_open()) for outlet in master.outlets]
+        patience = time.monotonic() + HALF_OPEN_SECONDS
         deadline = None if limit is None else time.monotonic() + limit
         for run in master.runs:
             run.deadline = deadline
         pause = _LOOK_FIRST
-        while master.state == DRAINING and self._inside(served):
+        while master.state == DRAINING and (
+            self._inside(served)
+            # A handshake that had begun ends in a queue that is served.
+            or (time.monotonic() < patience and any(outlet.half_open() & before for outlet, before in coming if before))
+        ):
             if deadline is not None and time.monotonic() >= deadline:
                 break
             await sleep(master.loop, pause)
