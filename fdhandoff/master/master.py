@@ -190,7 +190,7 @@ class Master:
             for wrong in outlet.mend(slot):
                 self.say(f"{outlet.name}: {wrong} (repaired)")
             sockets.append((outlet.name, outlet.give(slot)))
-        run = Run(self.loop, self.numbers, slot, options, sockets, self.say)
+        run = Run(self.loop, self.numbers, slot, options, sockets, self.say, self.changed)
         run.workers = max(1, run.workers + self.more_workers)
         self.runs.append(run)
         return run

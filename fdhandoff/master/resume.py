@@ -16,14 +16,16 @@ from ..errors import OLD, HandoffError, SystemCallError, UpgradeError
 from ..successor import START_DIRECTORY, own_command
 from ..system.adoption import sockets_of
 from ..system.channel import Channel
+from ..system.connections import bound, inodes_of
 from ..system.fds import describe, socket_from_fd
 from ..system.process import Peer, Process, find_program, spawn
+from ..system.processes import members
 from ..system.sockets import parse_bind
 from ..system.switch import Group
 from .options import KERNEL, SHARED
 from .outlet import RENAME, Outlet
 from .outlets import KernelOutlet, reopen_outlet
-from .run import CANARY, DRAINING, STARTING, Run
+from .run import CANARY, DRAINING, STARTING, Run, kill_group
 from .tasks import Future, first, sleep
 
 TYPE_CHECKING = False
@@ -88,8 +90,13 @@ def readopt(master: Master, state: dict[str, Any]) -> bool:
     alive: dict[int, list[Process]] = {}
     for entry in state["runs"]:
         processes = [process for process in map(_find, entry["processes"]) if process is not None]
-        if processes:
+        if processes and entry["state"] == STARTING and entry["number"] != state["current"]:
+            # It was not to serve yet. Before its queue can get a connection that it would take with it.
+            master.say(f"generation {entry['number']} was not ready when the master died: it is ended")
+            _end(processes)
+        elif processes:
             alive[entry["number"]] = processes
+    _end_strays(master, state, {process.pid for processes in alive.values() for process in processes})
     if not alive:
         return False
     master.say(
@@ -107,6 +114,38 @@ def readopt(master: Master, state: dict[str, Any]) -> bool:
             master.outlets.append(reopen_outlet(entry["mode"], entry["name"], entry["text"], state["slots"], mine))
     _restore(master, state, alive)
     return True
+
+
+def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
+    """A generation that was started in the moment in which the master died is not in the journal. It would accept, and
+    nobody would know of it: it is found by the queue that it was given."""
+    cookies = {cookie for entry in state["outlets"] if entry["mode"] == KERNEL for cookie in entry["cookies"].values()}
+    ports = {int(entry["address"].rpartition(":")[2]) for entry in state["outlets"] if entry["mode"] == KERNEL}
+    queues = {
+        seen.inode
+        for port in ports
+        for type in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+        for seen in bound(port, type)
+        if seen.cookie in cookies
+    }
+    family = {relative for pid in known for relative in members(pid)}
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()] if queues else []:
+        if pid in family or pid == os.getpid():
+            continue
+        try:
+            stray = bool(queues & inodes_of([pid]))
+        except SystemCallError:
+            continue  # another user's: none that we started
+        if stray:
+            master.say(f"process {pid} was started as the master died, and is in no generation: it is ended")
+            _end([process for process in [_find([pid, 0])] if process is not None])
+
+
+def _end(processes: list[Process]) -> None:
+    for process in processes:
+        kill_group(process)
+        process.wait(after(5.0))
+        process.close()
 
 
 def _find(named: list[int]) -> Process | None:
@@ -134,7 +173,7 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
             continue
         options = master.options.replaced({"command": entry["command"]})
         sockets = [(outlet.name, outlet.give(entry["slot"])) for outlet in master.outlets]
-        run = Run(master.loop, entry["number"], entry["slot"], options, sockets, master.say)
+        run = Run(master.loop, entry["number"], entry["slot"], options, sockets, master.say, master.changed)
         run.state, run.since = entry["state"], entry["since"]
         for process in processes:
             run.adopt(process)

@@ -105,6 +105,7 @@ class Rollout:
     async def _canary(self) -> None:
         new = self.new
         new.state, self.tried = CANARY, True
+        self.master.changed()
         for step in new.options.canary:
             self.enter(f"canary {step.share:.3g}")
             new.share, self.old.share = step.share, 1 - step.share
@@ -123,13 +124,14 @@ class Rollout:
 
     def _switch(self) -> None:
         self._check_new()
-        for outlet in self.master.outlets:
-            outlet.choose(self.new.slot)
         self.switched = True
         self.new.state, self.new.share, self.old.share = PROBATION, 1.0, 0.0
         self.old.state = DRAINING  # but it is still replaced when it dies: it may have to serve again
         self.master.current = self.new
+        # In this order: a master that dies in between must not leave users at a generation that the next one ends.
         self.master.changed()
+        for outlet in self.master.outlets:
+            outlet.choose(self.new.slot)
         self.master.say(f"switched: all new connections go to {self.new}")
 
     async def _settle(self) -> None:

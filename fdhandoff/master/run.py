@@ -54,7 +54,10 @@ class Run:
         options: Options,
         sockets: Sequence[tuple[str, socket.socket]],
         say: Callable[[str], object],
+        on_change: Callable[[], object] = lambda: None,
     ) -> None:
+        """``on_change`` is called when a process was started or has ended."""
+        self._on_change = on_change
         self.number = number
         self.slot = slot
         self.options = options
@@ -129,6 +132,7 @@ class Run:
             own_group=1,
         )
         self.adopt(process)
+        self._on_change()
 
     def adopt(self, process: Process) -> None:
         """A process that another master started. It need not be our child: then how it ends is not known, only that."""
@@ -172,7 +176,7 @@ class Run:
         self.restarts = False
         self._cancel_restarts()
         for process in list(self.processes):
-            _kill_group(process)
+            kill_group(process)
 
     def _cancel_restarts(self) -> None:
         for timer in self._pending:
@@ -184,7 +188,7 @@ class Run:
     def _process_ended(self, process: Process) -> None:
         self._loop.forget(process.fileno())
         # Children that a dead server left behind would hold its listeners open. Before the reaping, which frees the number.
-        _kill_group(process)
+        kill_group(process)
         ended = process.wait(after(1.0)) or Exit()
         self.processes.remove(process)
         process.close()
@@ -198,6 +202,7 @@ class Run:
             self._restart_later(self._born.pop(process.pid))
         elif not self.processes:
             self._finish()
+        self._on_change()
 
     def add_worker(self) -> None:
         """One more joins, as soon as it is started."""
@@ -243,7 +248,7 @@ class Run:
         self.ended.set(self.exit or Exit())
 
 
-def _kill_group(process: Process) -> None:
+def kill_group(process: Process) -> None:
     """The process leads a group of its own, so its pid is the group's number until it is reaped and the last member gone."""
     try:
         os.killpg(process.pid, signal.SIGKILL)

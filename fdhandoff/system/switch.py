@@ -146,6 +146,7 @@ class Group:
                 del claimed[0]
                 groups[-1]._found()
                 groups[-1]._fill()
+                os.set_blocking(groups[-1].slot(0).fileno(), False)
         except BaseException:
             for sock in claimed:
                 sock.close()
@@ -457,12 +458,10 @@ class Group:
         _hear(self._members[1], (0, 0))
 
     def _fill(self) -> None:
-        """Adds what is missing at the end, and prepares the slots to be given away."""
+        """Adds what is missing at the end. A server may have those that are there: their flags stay."""
         wanted = self.slots * 2 if self.type == socket.SOCK_STREAM else self.slots
         while len(self._members) < wanted:
             self._members.append(self._another())
-        for sock in self._members[: self.slots]:
-            os.set_blocking(sock.fileno(), False)
         if self.type == socket.SOCK_STREAM:
             self._effective = (listener_queue(self._members[-1].fileno()) or (0, 0))[1]
 
@@ -477,7 +476,6 @@ class Group:
                 raise SystemCallError("shutdown", error.errno or 0, doing=f"taking {self.address} back") from None
         old.close()
         self._members[index] = self._members.pop()
-        os.set_blocking(fresh.fileno(), False)
 
     def _another(self, *, deaf: bool = False) -> socket.socket:
         """A new member with the address and options of the others; last in the group. ``deaf``: it drops all that comes."""
@@ -494,6 +492,7 @@ class Group:
                 raise SystemCallError("bind", error.errno or 0, doing=f"adding a queue to {self.address}") from None
             if self._is_tcp(sock):
                 self._listen(sock)
+            os.set_blocking(sock.fileno(), False)
         except BaseException:
             sock.close()
             raise
