@@ -7,7 +7,7 @@ import threading
 
 from . import registry
 from .conversation import Conversation, Gone
-from .deadline import FOREVER, after, passed
+from .deadline import after, passed
 from .errors import (
     NEW,
     OLD,
@@ -24,6 +24,7 @@ from .errors import (
     PeerUntrusted,
     ProtocolError,
     SystemCallError,
+    Unconfirmed,
     VersionMismatch,
 )
 from .generation import Generation
@@ -434,23 +435,25 @@ class Takeover:
         """Readable when the old side said something or hung up: ``ready()`` will then learn it at once."""
         return self._conversation.channel.fileno()
 
-    def abort(self, reason: str = "") -> None:
+    def abort(self, reason: str = "", timeout: float | None = 30.0) -> None:
         """Gives up, also from another thread: a ``ready()`` that waits raises ``Aborted``. The old side serves on. Nothing
         happens when it has ended already.
 
         Once the service is ours it gives it back, which only works in the old side's probation: stop accepting before, and
-        accept again if this raises ``PeerGone`` with ``.serving == "new"``: the old side can't take it, it stays ours."""
+        accept again if this raises ``PeerGone`` with ``.serving == "new"``: the old side can't take it, it stays ours.
+        ``Unconfirmed`` after ``timeout`` seconds (``None``: never): the old side lives and says nothing; the service is its as
+        soon as it goes on, so this process must not accept."""
         self._wake.set()
         with self._lock:
             if self._closed:
                 return
             self._conversation.wake_fd = -1
             if self._conversation.session.owns:
-                self._give_back(reason)
+                self._give_back(reason, after(timeout))
             else:
                 self._fail(Aborted(reason or "the new side gave up", serving=OLD))
 
-    def _give_back(self, reason: str) -> None:
+    def _give_back(self, reason: str, deadline: int) -> None:
         """Nothing is let go before the old side has said that it has the service."""
         conversation = self._conversation
         session = conversation.session
@@ -462,8 +465,15 @@ class Takeover:
                 session.happen("unsent")
         while session.state == "GIVING_BACK":
             try:
-                _, fds = conversation.hear(FOREVER)
+                _, fds = conversation.hear(deadline)
                 close_all(fds)
+            except DeadlineExceeded:
+                session.happen("deadline")
+                registry.forget(self.path)  # it is no longer for us to remove
+                raise Unconfirmed(
+                    f"{self.peer} was asked to take the service back and has not answered; it has it as soon as it goes on",
+                    serving=OLD,
+                ) from None
             except Gone as gone:
                 session.happen("death" if gone.proved else "eof")
             except ProtocolError:
@@ -484,6 +494,8 @@ class Takeover:
                 self.abort(reason)
             except PeerGone:
                 return False  # its probation was over at this very moment: the service stays ours
+            except Unconfirmed:
+                return True  # it is asked, and nobody else may accept: the service is its when it goes on
         return self._conversation.session.state == "GAVE_BACK"
 
     def cancel(self) -> None:

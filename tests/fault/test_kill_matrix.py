@@ -6,6 +6,7 @@ The cases are the states of the tables; what must come of each follows from the 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import Counter
 
@@ -99,6 +100,26 @@ def test_kill_while_the_service_is_given_back(cast: Cast, role: str, victim: str
     else:
         assert owner.hears("failed")["error"] == "RolledBack"
     _serves_on(cast, sides[OTHER[victim]], before, environment)
+    _next_attempt_works(cast)
+
+
+def test_a_stopped_old_side_has_the_service_when_it_goes_on(cast: Cast) -> None:
+    """The new side does not wait for ever to be rid of it, and does not serve meanwhile."""
+    trap = {"role": TAKER, "state": "SERVING", "victim": OWNER}
+    owner = cast.owner(probation=60, linger=True)
+    before = cast.at_rest(owner)
+    environment = environment_of(owner.pid)
+    taker = cast.taker(trap=trap, give_back=True, patience=0.2)
+    taker.hears("trapped")
+    os.kill(owner.pid, signal.SIGSTOP)
+    try:
+        taker.tell()
+        assert taker.hears("unconfirmed")["serving"] == "old"
+        assert taker.ended() == 0
+    finally:
+        os.kill(owner.pid, signal.SIGCONT)
+    assert owner.hears("failed")["error"] == "RolledBack"
+    _serves_on(cast, owner, before, environment)
     _next_attempt_works(cast)
 
 

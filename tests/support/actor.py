@@ -121,7 +121,10 @@ class Actor:
         takeover.ready(self.orders.get("ready", 20))
         if self.orders.get("give_back"):
             try:
-                takeover.abort("it can't serve after all")
+                takeover.abort("it can't serve after all", self.orders.get("patience", 30.0))
+            except fdhandoff.Unconfirmed as error:
+                report("unconfirmed", serving=error.serving)
+                sys.exit(0)
             except fdhandoff.PeerGone as error:
                 report("kept", serving=error.serving)
             else:
