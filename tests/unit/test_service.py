@@ -121,7 +121,7 @@ def test_an_upgrade_is_refused(tmp_path: Path, lines: list[str], moment: str) ->
                     outcome.append(error)
                 ran.set()
 
-            os.kill(os.getpid(), signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR1)
             assert ran.wait(10)
             assert "would wait for itself" in str(outcome[0])
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -18,7 +17,7 @@ def test_each_signal_is_passed_on_with_its_action() -> None:
     installed.install()
     try:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
     finally:
         installed.restore()
     assert heard == [("SIGUSR1", HOOKS), ("SIGUSR2", UPGRADE), ("SIGTERM", STOP)]
