@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from fdhandoff.master.options import Options
 if TYPE_CHECKING:
     from pathlib import Path
 
-needs_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="needs tomllib (tomli is optional)")
+needs_toml = pytest.mark.skipif(
+    sys.version_info < (3, 11) and importlib.util.find_spec("tomli") is None, reason="needs tomli (it is optional)"
+)
 
 
 def configured(file: Path | str = "", command: list[str] | None = None, **given: Any) -> Configuration:
