@@ -327,14 +327,9 @@ class Loop:
         self._calls.append(lambda: self._add(endpoint))
         self._wake.set()
 
-    def remove(self, endpoint: Endpoint, *, wait: bool = True) -> None:
-        """When it returns (unless it shall not ``wait``) nobody is accepted any more; whoever stands in the hall may still
-        speak."""
-        if wait:
-            self._call(lambda: self._remove(endpoint))
-        else:
-            self._calls.append(lambda: self._remove(endpoint))
-            self._wake.set()
+    def remove(self, endpoint: Endpoint) -> None:
+        """When it returns nobody is accepted any more; whoever stands in the hall may still speak."""
+        self._call(lambda: self._remove(endpoint))
 
     def stop(self) -> None:
         self._call(self._stop)
@@ -406,6 +401,8 @@ class Loop:
 
     def _add(self, endpoint: Endpoint) -> None:
         fd = endpoint.socket.fileno()
+        if fd in self._endpoints:
+            return
         self._endpoints[fd] = endpoint
         self._selector.register(fd, selectors.EVENT_READ, endpoint)
 
@@ -430,6 +427,7 @@ class Loop:
             self._paused[fd] = after(PAUSE_SECONDS)
             return
         if sock is None:
+            self._remove(endpoint)  # it fell silent; it is added again if it shall speak
             return
         try:
             who = peer(sock)

@@ -87,7 +87,6 @@ def adopt(path: str, sock: socket.socket, generation: int) -> Endpoint:
 def release(endpoint: Endpoint) -> None:
     """Stops answering, for a commit; the socket stays open, in case the service comes back."""
     endpoint.fall_silent()
-    _running().remove(endpoint, wait=False)
 
 
 def resume(endpoint: Endpoint) -> None:
