@@ -27,7 +27,6 @@ from ..errors import SystemCallError, Unsupported
 from .processes import not_permitted, vanished
 
 TYPE_CHECKING = False
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 

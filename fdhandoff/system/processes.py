@@ -17,7 +17,6 @@ from .native import check, lib
 from .process import Exit
 
 TYPE_CHECKING = False
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
