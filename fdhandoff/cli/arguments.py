@@ -6,6 +6,7 @@ import argparse
 import os
 
 from ..deadline import parse_duration
+from ..system.access import parse_mode, parse_user
 from .outcome import UsageError
 
 TYPE_CHECKING = False
@@ -43,28 +44,8 @@ def checked(read: Callable[[str], object]) -> Callable[[str], object]:
 
 
 duration = checked(parse_duration)
-
-
-@checked
-def octal_mode(text: str) -> int:
-    if not text or not set(text) <= set("01234567") or int(text, 8) > 0o777:
-        raise ValueError(f"{text!r} is no mode: say an octal number such as 0660")
-    return int(text, 8)
-
-
-@checked
-def uid(text: str) -> int:
-    """A user's number, or name."""
-    if text.isascii() and text.isdigit():
-        if int(text) >= 2**32 - 1:
-            raise ValueError(f"{text} is no user's number")
-        return int(text)
-    import pwd
-
-    try:
-        return pwd.getpwnam(text).pw_uid
-    except KeyError:
-        raise ValueError(f"there is no user {text!r}") from None
+octal_mode = checked(parse_mode)
+uid = checked(parse_user)
 
 
 def add_path(parser: Parser) -> None:

@@ -27,6 +27,7 @@ import sys
 from ..errors import PathInUse, SystemCallError, Unsupported
 from ..listener import check_name
 from . import paths
+from .access import parse_mode
 from .fds import unix_text
 from .process import command_name
 
@@ -191,9 +192,10 @@ def _set_option(spec: BindSpec, text: str, option: str, value: str) -> None:
             raise ValueError(f"{text!r} has backlog={value!r}: say a number of connections")
         spec.backlog = int(value)
     elif option == "mode":
-        if not value or not set(value) <= set("01234567") or int(value, 8) > 0o777:
-            raise ValueError(f"{text!r} has mode={value!r}: say an octal number such as 0660")
-        spec.mode = int(value, 8)
+        try:
+            spec.mode = parse_mode(value)
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error}") from None
     elif option in ("group", "interface"):
         if not value:
             raise ValueError(f"{text!r} has an empty {option}: name one")

@@ -115,8 +115,8 @@ def test_an_address_is_shown_as_it_can_be_read_again(text: str, shown: str) -> N
     ("/x?v6only=1", "has the option 'v6only', which means nothing"),
     (":80?backlog=many", "has backlog='many': say a number of connections"),
     (":80?v6only=yes", "has v6only='yes': say 0 or 1"),
-    ("/x?mode=rw", "has mode='rw': say an octal number such as 0660"),
-    ("/x?mode=7777", "has mode='7777'"),
+    ("/x?mode=rw", "'rw' is no mode: say an octal number such as 0660"),
+    ("/x?mode=7777", "'7777' is no mode"),
     ("/x?group=", "has an empty group"),
 ])  # fmt: skip
 def test_what_cant_be_bound_says_why(text: str, message: str) -> None:
