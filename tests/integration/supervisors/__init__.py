@@ -1,0 +1,1 @@
+"""Real supervisors, and what they make of a service that replaces itself."""
