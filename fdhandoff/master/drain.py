@@ -10,7 +10,7 @@ import time
 
 from ..deadline import format_duration
 from .options import SHARED
-from .run import DRAINING
+from .run import DRAINING, STOPPING
 from .tasks import pause
 
 TYPE_CHECKING = False
@@ -28,17 +28,24 @@ _RELAY_BYTES = 65536
 
 async def retire(master: Master, old: Run) -> None:
     """To the end of a generation that gets no new connections: told to stop when none of its own is left or its grace period is
-    over, and killed when that does not end it."""
+    over, and killed when that does not end it. One that a master before this one had begun with goes on where it was."""
     options = old.options
     began = time.monotonic()
-    old.state = DRAINING
+    told = old.state == STOPPING  # a second signal would make some servers cut what they have
     old.restarts = False
-    if options.pre_stop_delay:
-        await pause(master.loop, options.pre_stop_delay)
-    deadline = old.deadline = None if options.grace is None else time.monotonic() + options.grace
-    left = await _watched(master, old, deadline)
+    if not told:
+        old.state = DRAINING
+        if old.deadline is None:
+            if options.pre_stop_delay:
+                await pause(master.loop, options.pre_stop_delay)
+            old.deadline = None if options.grace is None else time.monotonic() + options.grace
+        master.changed()
+    deadline = old.deadline
+    left = 0 if told else await _watched(master, old, deadline)
     if old.alive:
-        old.stop()
+        if not told:
+            old.stop()
+            master.changed()
         # Where a queue is shared, only the server itself knows when it has finished.
         shared = any(outlet.mode == SHARED for outlet in master.outlets)
         patience = options.kill_after if deadline is None else max(0.0, deadline - time.monotonic())

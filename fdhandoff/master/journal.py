@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
-from ..errors import HandoffError
+from ..errors import OLD, HandoffError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,31 +20,63 @@ def path_of(handoff_path: str) -> str:
 
 
 def write(path: str, state: dict[str, Any]) -> None:
-    """Replaces the journal. 0600: it names commands."""
+    """Replaces the journal, or leaves the one that is there as it was. 0600: it names commands."""
     temporary = f"{path}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.write(fd, json.dumps({"schema": SCHEMA, **state}).encode())
-    finally:
-        os.close(fd)
-    os.replace(temporary, path)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            write_whole(fd, encode(state))
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def encode(state: dict[str, Any]) -> bytes:
+    return json.dumps({"schema": SCHEMA, **state}).encode()
+
+
+def write_whole(fd: int, data: bytes) -> None:
+    """A disk that becomes full takes the first part without a word, and complains of the second."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 def read(path: str) -> dict[str, Any] | None:
-    """What the last master wrote; ``None`` where there is nothing that makes sense. Only a file of ours is believed."""
+    """What the last master wrote; ``None`` where there is nothing. Only a file of ours is believed.
+
+    ``ValueError`` says what makes no sense in it; ``HandoffError`` why it can't be believed or read.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise HandoffError(f"the journal {path} can't be read ({error.strerror}): remove it", serving=OLD) from None
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
             raise HandoffError(f"the journal {path} can be written by others: it is not believed; remove it")
-        try:
-            state = json.load(file)
-        except ValueError:
-            return None
-    return state if isinstance(state, dict) and state.get("schema") == SCHEMA else None
+        return decode(file.read())
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The state again. ``ValueError`` with the first thing in it that makes no sense."""
+    from .shape import fault  # late: only who begins where another ended reads one
+
+    try:
+        state = json.loads(data)
+    except ValueError:
+        raise ValueError("it is not JSON, or only a part of it") from None
+    wrong = fault(state, SCHEMA)
+    if wrong:
+        raise ValueError(wrong)
+    found: dict[str, Any] = state
+    return found
 
 
 def remove(path: str) -> None:

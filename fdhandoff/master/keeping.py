@@ -30,6 +30,7 @@ class Keeper:
         self.run, self._released = old, Future()
         old.state = KEPT
         old.deadline = time.monotonic() + seconds
+        self._master.changed()
         self._master.say(f"{old} is kept for {format_duration(seconds)}: rollback goes back to it")
         self._master.spawn(self._wait(old, seconds, self._released))
 

@@ -70,6 +70,8 @@ class Master:
         self.ending = Ending(self)
         self.slots = self.options.max_draining + 2
         self._before: dict[int, Any] = {}
+        self._journal_fails = False
+        self._journal_is_ours = False  # until then it is that of a master that died: a start that fails leaves it
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -115,7 +117,7 @@ class Master:
         if self.options.path is None:
             return
         self.endpoint = registry.obtain(self.options.path)
-        left = journal.read(journal.path_of(self.endpoint.path))
+        left = resume.read_journal(self, journal.path_of(self.endpoint.path))
         if left is not None:
             resume.readopt(self, left)
 
@@ -123,7 +125,7 @@ class Master:
         """With generations that serve already."""
         assert self.current is not None
         self.state = SERVING
-        self.current.state, self.current.share = SERVING, 1.0
+        self.current.state, self.current.share, self.current.deadline = SERVING, 1.0, None
         self.current.watch_over()
         self._plan_restart()
         self.changed()
@@ -136,7 +138,8 @@ class Master:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self.endpoint is not None and self.options.path is not None:
-            journal.remove(journal.path_of(self.endpoint.path))
+            if self._journal_is_ours:
+                journal.remove(journal.path_of(self.endpoint.path))
             registry.remove(self.options.path)
         for outlet in self.outlets:
             outlet.close(unlink=True)
@@ -199,12 +202,21 @@ class Master:
         """Something has changed that a new master must know, should this one die."""
         if self.endpoint is None:
             return
+        path = journal.path_of(self.endpoint.path)
+        self._journal_is_ours = True
         try:
-            journal.write(journal.path_of(self.endpoint.path), resume.snapshot(self))
+            journal.write(path, resume.snapshot(self))
         except OSError as error:
-            self.say(
-                f"the journal can't be written ({error}): if this master dies now, its generations are not found again"
-            )
+            if not self._journal_fails:  # said once, not at every change
+                self.say(
+                    f"the journal {path} can't be written ({error.strerror}): if this master dies, the next one does not "
+                    "find the generations that were started since"
+                )
+            self._journal_fails = True
+        else:
+            if self._journal_fails:
+                self.say(f"the journal {path} is written again")
+            self._journal_fails = False
 
     # --- upgrade --------------------------------------------------------------------------------------------
 
@@ -283,6 +295,7 @@ class Master:
         if self.rollout is not None:
             self._upgrade_wanted = True
             self.coalesced += 1
+            self.changed()
             return
         try:
             self.upgrade()
@@ -350,6 +363,7 @@ class Master:
             self.say(f"the number of workers stays: {error}")
             return
         self.more_workers += more
+        self.changed()
         self.say(f"{run} has {run.workers} workers from now on")
 
     def _reap(self) -> None:

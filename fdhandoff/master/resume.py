@@ -4,10 +4,11 @@ exec in place, from the same state and the descriptors that were kept open.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 import socket
+import time
 
 from .. import registry
 from ..control import Reply
@@ -22,10 +23,12 @@ from ..system.process import Peer, Process, find_program, spawn
 from ..system.processes import members
 from ..system.sockets import parse_bind
 from ..system.switch import Group
-from .options import KERNEL, SHARED
-from .outlet import RENAME, Outlet
+from . import journal
+from .keeping import KEPT
+from .options import KERNEL
+from .outlet import Outlet
 from .outlets import KernelOutlet, reopen_outlet
-from .run import CANARY, DRAINING, STARTING, Run, kill_group
+from .run import CANARY, STARTING, Run, kill_group
 from .tasks import Future, first, sleep
 
 TYPE_CHECKING = False
@@ -39,9 +42,14 @@ STATE = "FDHANDOFF_MASTER_STATE"  # the descriptor of the state, for the master 
 DRY_RUN = "FDHANDOFF_MASTER_DRY_RUN"
 REHEARSAL_SECONDS = 30.0
 
+# What a generation was started with holds for it to its end, whatever the next master's configuration says: how it drains,
+# and what one of its processes is restarted as. The environment is not among them: there may be secrets in it.
+_KEPT_OPTIONS = ("directory", "conventions", "drain_signal", "grace", "kill_after", "pre_stop_delay", "settle")
+
 
 def snapshot(master: Master) -> dict[str, Any]:
-    """All that a successor must know, as JSON has it; descriptors only by their sockets' cookies."""
+    """All that a successor must know, as JSON has it; descriptors only by their sockets' cookies, moments as the monotonic
+    clock has them: it goes on as long as the processes do."""
     return {
         "pid": os.getpid(),
         "number": master.numbers,
@@ -50,6 +58,8 @@ def snapshot(master: Master) -> dict[str, Any]:
         "slots": master.slots,
         "upgrades": master.upgrades,
         "failures": master.failures,
+        "coalesced": master.coalesced,
+        "more_workers": master.more_workers,
         "last_upgrade": master.last_upgrade,
         "history": list(master.history),
         "outlets": [
@@ -70,6 +80,10 @@ def snapshot(master: Master) -> dict[str, Any]:
                 "since": run.since,
                 "command": run.options.command,
                 "processes": [[process.pid, process.started] for process in run.processes],
+                "options": {name: getattr(run.options, name) for name in _KEPT_OPTIONS},
+                "workers": run.workers,
+                "leaving": run.leaving,
+                "deadline": run.deadline,
             }
             for run in master.runs
         ],
@@ -84,21 +98,49 @@ def _cookie(sock: socket.socket) -> int:
 # --- after a crash --------------------------------------------------------------------------------------------
 
 
+def read_journal(master: Master, path: str) -> dict[str, Any] | None:
+    """What the last master left; ``None`` where that is nothing that lives. ``HandoffError`` where something does, and this
+    release can't go on with it."""
+    try:
+        return journal.read(path)
+    except ValueError as error:
+        alive = _named_alive(path)
+        if alive:
+            raise HandoffError(
+                f"the journal {path} makes no sense to this release ({error}), and process {alive[0]}, which it names, is "
+                "alive: stop that, or start the release that wrote it",
+                serving=OLD,
+            ) from None
+        master.say(f"the journal {path} makes no sense ({error}), and nothing that it names is alive: starting afresh")
+        return None
+
+
+def _named_alive(path: str) -> list[int]:
+    """Processes that look like those of generations, in a journal that makes no sense otherwise, and that are alive."""
+    found = []
+    with open(path, "rb") as file:
+        # All that is certain of a process is its pair of numbers: [pid, started].
+        for pid, started in re.findall(rb"\[\s*(\d{1,7})\s*,\s*(\d{1,18})\s*\]", file.read()):
+            process = _find([int(pid), int(started)]) if int(started) else None
+            if process is not None:
+                found.append(process.pid)
+                process.close()
+    return found
+
+
 def readopt(master: Master, state: dict[str, Any]) -> bool:
     """Takes over what a dead master left, if any of it lives: whether it did. The listeners are found in the processes that
     still hold them."""
-    alive: dict[int, list[Process]] = {}
+    alive = _living(state)
     for entry in state["runs"]:
-        processes = [process for process in map(_find, entry["processes"]) if process is not None]
-        if processes and entry["state"] == STARTING and entry["number"] != state["current"]:
+        if entry["number"] in alive and entry["state"] == STARTING and entry["number"] != state["current"]:
             # It was not to serve yet. Before its queue can get a connection that it would take with it.
             master.say(f"generation {entry['number']} was not ready when the master died: it is ended")
-            _end(processes)
-        elif processes:
-            alive[entry["number"]] = processes
+            _end(alive.pop(entry["number"]))
     _end_strays(master, state, {process.pid for processes in alive.values() for process in processes})
     if not alive:
         return False
+    master.slots = max(master.slots, state["slots"])  # --max-draining may have been another then
     master.say(
         f"generation {', '.join(map(str, alive))} of a master that died (pid {state['pid']}) is alive: it goes on"
     )
@@ -111,7 +153,7 @@ def readopt(master: Master, state: dict[str, Any]) -> bool:
     for entry in state["outlets"]:
         mine = {int(slot): found.pop(cookie) for slot, cookie in entry["cookies"].items() if cookie in found}
         if mine:
-            master.outlets.append(reopen_outlet(entry["mode"], entry["name"], entry["text"], state["slots"], mine))
+            master.outlets.append(reopen_outlet(entry["mode"], entry["name"], entry["text"], master.slots, mine))
     _restore(master, state, alive)
     return True
 
@@ -141,6 +183,16 @@ def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
             _end([process for process in [_find([pid, 0])] if process is not None])
 
 
+def _living(state: dict[str, Any]) -> dict[int, list[Process]]:
+    """Of each generation in the state, by its number, the processes that are alive; none without any."""
+    found = {}
+    for entry in state["runs"]:
+        processes = [process for process in map(_find, entry["processes"]) if process is not None]
+        if processes:
+            found[entry["number"]] = processes
+    return found
+
+
 def _end(processes: list[Process]) -> None:
     for process in processes:
         kill_group(process)
@@ -165,18 +217,20 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
     master.numbers = state["number"]
     master.since = state["since"]
     master.upgrades, master.failures = state["upgrades"], state["failures"]
+    master.coalesced, master.more_workers = state.get("coalesced", 0), state.get("more_workers", 0)
     master.last_upgrade = state["last_upgrade"]
     master.history.extend(state["history"])
     for entry in state["runs"]:
         processes = alive.get(entry["number"])
         if not processes:
             continue
-        options = master.options.replaced({"command": entry["command"]})
+        options = master.options.replaced({**entry.get("options", {}), "command": entry["command"]})
         sockets = [(outlet.name, outlet.give(entry["slot"])) for outlet in master.outlets]
         run = Run(master.loop, entry["number"], entry["slot"], options, sockets, master.say, master.changed)
-        run.state, run.since = entry["state"], entry["since"]
+        run.state, run.since, run.deadline = entry["state"], entry["since"], entry.get("deadline")
+        run.workers = entry.get("workers", run.workers)
         for process in processes:
-            run.adopt(process)
+            run.adopt(process, leaving=process.pid in entry.get("leaving", ()))
         master.runs.append(run)
     current = next((run for run in master.runs if run.number == state["current"]), None)
     serving = [run for run in master.runs if run.state not in (STARTING, CANARY)]
@@ -190,9 +244,10 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
             master.say(f"{run} was not yet serving: it is ended")
             run.kill()
             master.discard(run)
+        elif run.state == KEPT and run.deadline is not None:
+            master.keeper.keep(run, max(0.0, run.deadline - time.monotonic()))
         else:
-            run.state = DRAINING
-            master.retire(run)
+            master.retire_now(run)
 
 
 # --- an exec in place: the state travels in a memfd, the descriptors stay open ---------------------------------
@@ -203,10 +258,12 @@ def inherited(environ: MutableMapping[str, str]) -> dict[str, Any] | None:
     number = environ.pop(STATE, None)
     if number is None:
         return None
-    with os.fdopen(int(number), "rb") as file:
-        file.seek(0)
-        state: dict[str, Any] = json.load(file)
-    return state
+    try:
+        with os.fdopen(int(number), "rb") as file:
+            file.seek(0)
+            return journal.decode(file.read())
+    except (OSError, ValueError) as error:
+        raise HandoffError(f"{STATE}={number!r} leads to no state of a master: {error}", serving=OLD) from None
 
 
 def is_dry_run(environ: MutableMapping[str, str]) -> bool:
@@ -217,10 +274,8 @@ def rehearse(master: Master, state: dict[str, Any]) -> int:
     """The new master, started beside the old one, which lives: can it read the state, and its own configuration?"""
     for entry in state["outlets"]:
         parse_bind(entry["text"])
-        if entry["mode"] not in (KERNEL, SHARED, RENAME):
-            raise HandoffError(f"this release knows no switch {entry['mode']!r}")
     for entry in state["runs"]:
-        master.options.replaced({"command": entry["command"]})
+        master.options.replaced({**entry.get("options", {}), "command": entry["command"]})
     return 0
 
 
@@ -231,14 +286,14 @@ async def replace_master(master: Master, reply: Reply) -> None:
     memory = os.memfd_create("fdhandoff-master")
     command = own_command()
     try:
-        os.write(memory, json.dumps(state).encode())
+        journal.write_whole(memory, journal.encode(state))
         failure = await _rehearsed(master, command, memory)
         if failure:
             raise UpgradeError(f"the new master failed its rehearsal ({failure}); this one goes on", serving=OLD)
         state["reply"] = reply.detach()
         os.lseek(memory, 0, os.SEEK_SET)
         os.ftruncate(memory, 0)
-        os.write(memory, json.dumps(state).encode())
+        journal.write_whole(memory, journal.encode(state))
         _exec(master, command, memory, [*kept, state["reply"]])
     except (HandoffError, OSError) as error:
         os.close(memory)
@@ -310,17 +365,14 @@ def exec_state(master: Master) -> tuple[dict[str, Any], list[int]]:
 
 def resume(master: Master, state: dict[str, Any]) -> None:
     """In the same process, after the exec: everything is still ours, only the words for it are gone."""
+    master.slots = max(master.slots, state["slots"])
     for entry in state["outlets"]:
-        master.outlets.append(_outlet_of(entry, state["slots"]))
+        master.outlets.append(_outlet_of(entry, master.slots))
     if "control" in state and master.options.path is not None:
         control = socket_from_fd(state["control"])
         control.set_inheritable(False)
         master.endpoint = registry.adopt(master.options.path, control, 0)
-    alive = {}
-    for entry in state["runs"]:
-        processes = [process for process in map(_find, entry["processes"]) if process is not None]
-        if processes:
-            alive[entry["number"]] = processes
+    alive = _living(state)
     if not alive:
         raise HandoffError("no generation outlived the upgrade of the master", serving="nobody")
     _restore(master, state, alive)

@@ -89,6 +89,11 @@ class Run:
         return [process.pid for process in self.processes]
 
     @property
+    def leaving(self) -> list[int]:
+        """Those of its processes that were told to end while the generation goes on."""
+        return sorted(self._leaving)
+
+    @property
     def alive(self) -> bool:
         return bool(self.processes)
 
@@ -134,9 +139,12 @@ class Run:
         self.adopt(process)
         self._on_change()
 
-    def adopt(self, process: Process) -> None:
-        """A process that another master started. It need not be our child: then how it ends is not known, only that."""
+    def adopt(self, process: Process, *, leaving: bool = False) -> None:
+        """A process that another master started, and may have told to end. It need not be our child: then how it ends is not
+        known, only that."""
         self.processes.append(process)
+        if leaving:
+            self._leaving.add(process.pid)
         self._born[process.pid] = time.monotonic()
         self._loop.on_readable(process.fileno(), lambda: self._process_ended(process))
 
@@ -221,7 +229,7 @@ class Run:
     def watch_over(self) -> None:
         """The generation serves: from here on a process that dies is replaced, also one that died just now."""
         self.restarts = True
-        for _ in range(self.workers - len(self.processes)):
+        for _ in range(self.workers - len(self.processes) + len(self._leaving)):
             self._restart_later(time.monotonic())
 
     def _restart_later(self, born: float) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,8 +15,8 @@ import pytest
 from fdhandoff.client import ask
 from fdhandoff.errors import PeerRefused
 
-from .cli import DEADLINE, wait_for
-from .master import Load, Service, kill, quick
+from .cli import DEADLINE, verb, wait_for
+from .master import Load, Service, kill, quick, request, rude
 
 
 def descriptors(pid: int) -> int:
@@ -118,3 +120,164 @@ def test_signals_during_the_replacement_are_not_lost(tmp_path: Path) -> None:
         ask(service.path, "upgrade-master", timeout=DEADLINE)
         os.kill(service.pid, signal.SIGHUP)
         wait_for(lambda: 2 in service.generations(), "the generation that HUP asked for")
+
+
+# --- what the next master knows -----------------------------------------------------------------------------------
+
+
+def followed(service: Service) -> None:
+    """The master is killed; what it ran goes on."""
+    kill(service.pid)
+    service.running.process.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("how", ["killed", "replaced"])
+def test_the_next_master_knows_how_many_workers_there_shall_be(tmp_path: Path, how: str) -> None:
+    with Service(tmp_path, *quick("--workers", "2")) as service:
+        service.running.signal(signal.SIGTTIN)
+        service.running.says("3 workers from now on")
+        if how == "replaced":
+            ask(service.path, "upgrade-master", timeout=DEADLINE)
+            service.upgrade()
+            assert len(service.generations()[2]["pids"]) == 3
+            return
+        followed(service)
+        kill(request(service_address := address_of(tmp_path))[2])
+        with Service(tmp_path, *quick("--workers", "2")) as again:
+            assert again.address() == service_address
+            wait_for(lambda: len(again.generations()[1]["pids"]) == 3, "the worker that died without a master")
+            again.upgrade()
+            assert len(again.generations()[2]["pids"]) == 3
+
+
+def address_of(folder: Path) -> tuple[str, int]:
+    """Of the first listener, as the journal has it."""
+    host, _, port = json.loads((folder / "master.sock.journal").read_text())["outlets"][0]["address"].rpartition(":")
+    return host, int(port)
+
+
+@pytest.mark.parametrize("how", ["killed", "replaced"])
+def test_the_next_master_knows_which_generation_is_kept_and_how_long(tmp_path: Path, how: str) -> None:
+    options = quick("--keep-old", "60s")
+    with Service(tmp_path, *options) as service, Load(service.address(), 2) as load:
+        service.upgrade()
+        before = service.generations()[1]
+        assert before["state"] == "kept"
+        if how == "replaced":
+            ask(service.path, "upgrade-master", timeout=DEADLINE)
+            again = service
+        else:
+            followed(service)
+            again = Service(tmp_path, *options)
+        with again:
+            kept = again.generations()[1]
+            assert (kept["state"], kept["pids"]) == ("kept", before["pids"])
+            assert 0 < kept["deadline"] < before["deadline"]
+            assert verb("rollback", str(again.path)).returncode == 0
+            load.heard(1)
+            again.settled(1)
+            load.end()
+            assert not load.failures
+
+
+def test_a_generation_drains_as_it_was_started_whatever_the_next_master_is_told(tmp_path: Path) -> None:
+    """It gets the signal that its own options named, when its own grace period is over, counted from where it was."""
+    command = rude()
+    command[2] = (
+        "import signal, sys\nsignal.signal(signal.SIGUSR2, lambda *_: (print('told by USR2', flush=True), sys.exit(0)))\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('told by TERM', flush=True))\n" + command[2]
+    )
+    options = ["--settle", "0.1", "--probation", "0.1"]
+    with Service(tmp_path, *options, "--grace", "4s", "--drain-signal", "USR2", command=command) as service:
+        slow = Load(service.address(), 1, "/sleep60")
+        slow._threads[0].start()
+        slow._over.set()  # one request is enough
+        wait_for(lambda: service.generations()[1]["active"] == 1)
+        service.upgrade()
+        wait_for(lambda: service.generations()[1]["state"] == "draining")
+        before = service.generations()[1]["deadline"]
+        followed(service)
+        with Service(tmp_path, *options, "--grace", "60s", command=command) as again:
+            one = again.generations()[1]
+            assert (one["state"], 0 < one["deadline"] < before) == ("draining", True)
+            service.running.says("told by USR2")  # its output goes where it went
+            slow.end()
+            again.settled(2)
+            assert "told by TERM" not in service.running.text()
+
+
+def test_a_generation_that_was_told_to_stop_is_not_told_again(tmp_path: Path) -> None:
+    command = rude()
+    command[2] = "import signal\nsignal.signal(15, lambda *_: print('told to stop', flush=True))\n" + command[2]
+    options = ["--settle", "0.1", "--probation", "0.1", "--grace", "0.2s", "--kill-after", "3s"]
+    with Service(tmp_path, *options, command=command) as service:
+        service.upgrade()
+        service.running.says("told to stop")
+        wait_for(lambda: service.generations()[1]["state"] == "stopping")
+        followed(service)
+        with Service(tmp_path, *options, command=command) as again:
+            assert again.generations()[1]["state"] == "stopping"
+            again.running.says("did not end within 3s of being told to; it is killed")
+            again.settled(2)
+            assert (service.running.text() + again.running.text()).count("told to stop") == 1
+
+
+def test_a_journal_that_can_not_be_written_is_said_once_and_the_last_whole_one_stays(tmp_path: Path) -> None:
+    journal = tmp_path / "master.sock.journal"
+    with Service(tmp_path, *quick()) as service:
+        hard = resource.prlimit(service.pid, resource.RLIMIT_FSIZE)[1]
+        before = journal.read_text()
+        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (100, hard))
+        service.upgrade()
+        service.upgrade()
+        service.settled(3)
+        assert service.running.text().count("can't be written") == 1
+        assert journal.read_text() == before
+        assert not (tmp_path / "master.sock.journal.new").exists()
+        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        service.upgrade()
+        assert service.running.text().count("is written again") == 1
+        assert json.loads(journal.read_text())["number"] == 4
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("damage", ["half", "another schema", "a key is missing", "a wrong type"])
+def test_a_journal_that_makes_no_sense_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    """Nothing is begun beside a generation that lives; where none does, all begins afresh."""
+    path = tmp_path / "master.sock.journal"
+    with Service(tmp_path, *quick()) as service:
+        (family,) = [one["pids"] for one in service.generations().values()]
+        followed(service)
+        state = json.loads(path.read_text())
+        if damage == "another schema":
+            state["schema"] = 99
+        elif damage == "a key is missing":
+            del state["runs"][0]["slot"]
+        elif damage == "a wrong type":
+            state["outlets"] = 5
+        text = json.dumps(state)
+        path.write_text(text[: text.index('"options"')] if damage == "half" else text)
+        done = verb("run", "--path", str(service.path), "--bind", "127.0.0.1:0", "--", *rude())
+        assert (done.returncode, str(family[0]) in done.stderr, done.stderr.count("\n")) == (125, True, 1), done.stderr
+        assert "makes no sense" in done.stderr
+        kill(family[0])
+        with Service(tmp_path, *quick()) as again:
+            assert "nothing that it names is alive: starting afresh" in again.running.text()
+            assert list(again.generations()) == [1]
+            again.upgrade()
+
+
+def test_a_state_that_leads_nowhere_is_one_sentence(tmp_path: Path) -> None:
+    for value in ("wat", "999", "1"):
+        done = verb(
+            "run",
+            "--path",
+            str(tmp_path / "s"),
+            "--bind",
+            "127.0.0.1:0",
+            "--",
+            "true",
+            env={"FDHANDOFF_MASTER_STATE": value},
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
+        assert "FDHANDOFF_MASTER_STATE" in done.stderr
