@@ -44,6 +44,12 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _descriptor(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 0 <= int(text) < 2**20:
+        raise ValueError(f"{text!r} is no descriptor: say its number")
+    return int(text)
+
+
 def _grace(text: str) -> float | None:
     return None if text == "forever" else parse_duration(text)
 
@@ -115,6 +121,11 @@ SETTINGS = [
     Setting("ready", parse_readiness, "WAY", "accept", "http:/healthz",
             "how a new generation shows that it can serve: accept, notify, http:PATH, command:COMMAND or delay:DURATION"),
     Setting("ready-timeout", parse_duration, "DURATION", "60s", "2m", "how long that may take"),
+    Setting("ready-fd", _descriptor, "N", "none", "3",
+            "write a newline to this inherited descriptor, and close it, when the service is ready (s6's notification-fd)"),
+    Setting("watchdog", one_of("loop", "serving"), "WHAT", "loop", "serving",
+            "under systemd's WatchdogSec=, give the sign of life for the master's loop alone, or only while the serving "
+            "generation is ready, too"),
     Setting("check", _text, "COMMAND", "none", "nginx -t", "must exit 0 before a new generation is started"),
     Setting("canary", parse_canary, "STEPS", "none", "5%:60s,50%:60s",
             "shares of the new connections that a new generation gets first, and for how long"),
@@ -140,7 +151,7 @@ SETTINGS = [
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 #: What a running master can't change any more.
-_FIXED = ("name", "path", "switch", "max_draining")
+_FIXED = ("name", "path", "switch", "max_draining", "ready_fd")
 
 
 class Configuration:

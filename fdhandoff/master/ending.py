@@ -38,6 +38,7 @@ class Ending:
             return
         master.state = STOPPING
         master.say(f"stopping: {why}")
+        master.announcer.stopping()
         master.spawn(self._stop(drained))
 
     async def _stop(self, drained: bool) -> None:
@@ -94,6 +95,7 @@ class Ending:
         limit = master.options.grace if grace is None else grace
         until = f"at most {format_duration(limit)}" if limit is not None else "as long as it takes"
         master.say(f"draining, {until}: {why}")
+        master.announcer.stopping()
         master.spawn(self._drain(limit))
 
     async def _drain(self, limit: float | None) -> None:

@@ -15,6 +15,7 @@ from ..errors import OLD, HandoffError, InProgress, SystemCallError, UpgradeErro
 from ..signals import StopRequests
 from ..system.processes import become_subreaper, members, reap_all
 from . import journal, resume
+from .announce import Announcer
 from .drain import bury, retire
 from .ending import Ending
 from .keeping import Keeper
@@ -68,6 +69,7 @@ class Master:
         self.failures = 0
         self._stops = StopRequests()
         self.ending = Ending(self)
+        self.announcer = Announcer(self, os.environ)
         self.slots = self.options.max_draining + 2
         self._before: dict[int, Any] = {}
         self._journal_fails = False
@@ -92,6 +94,7 @@ class Master:
         return self.ending.exit_status
 
     def _open(self, state: dict[str, Any] | None) -> None:
+        self.announcer.begin(self.options.ready_fd if state is None else -1)
         become_subreaper()
         if state is not None:
             resume.resume(self, state)
@@ -130,6 +133,7 @@ class Master:
         self._plan_restart()
         self.changed()
         self.say(f"{self.current} goes on serving")
+        self.announcer.ready()
         if state is not None:
             resume.answer(state, {"state": self.state, "version": __version__})
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -143,6 +147,7 @@ class Master:
             registry.remove(self.options.path)
         for outlet in self.outlets:
             outlet.close(unlink=True)
+        self.announcer.close()
         self.loop.close()
 
     async def _begin(self) -> None:
@@ -156,6 +161,7 @@ class Master:
             await rollout._start()
         except (HandoffError, OSError, ValueError) as error:
             self.say(f"{run} could not be started: {error}")
+            self.announcer.failed(f"{run} could not be started: {error}")
             self.ending.exit_status = _status_of(run, error)
             run.kill()
             await run.ended
@@ -169,6 +175,7 @@ class Master:
         self._plan_restart()
         self.changed()
         self.say(f"{run} serves")
+        self.announcer.ready()
 
     def spawn(self, coroutine: Coroutine[Any, None, Any]) -> Task[Any]:
         """Runs it; what it fails with unexpectedly is shown."""
@@ -199,7 +206,8 @@ class Master:
         return run
 
     def changed(self) -> None:
-        """Something has changed that a new master must know, should this one die."""
+        """Something has changed that a new master must know, should this one die, or the supervisor."""
+        self.announcer.changed()
         if self.endpoint is None:
             return
         path = journal.path_of(self.endpoint.path)
@@ -255,9 +263,11 @@ class Master:
         before, self.options = self.options, options
         change.begin(self.current, new)
         rollout = Rollout(self, self.current, new)
+        rollout.watchers.append(lambda _: self.announcer.changed())
         if watcher is not None:
             rollout.watchers.append(watcher)
         self.rollout = rollout
+        self.announcer.reloading()
         return self.spawn(self._upgrade(rollout, change, before))
 
     async def _upgrade(self, rollout: Rollout, change: Change, before: Options) -> None:
@@ -276,6 +286,7 @@ class Master:
         finally:
             self.last_upgrade = rollout.summary()
             self.rollout = None
+            self.announcer.reloaded()
             self.changed()
             self._plan_restart()
             if self._upgrade_wanted and self.state == SERVING:

@@ -115,10 +115,12 @@ class Options:
         "pre_stop_delay",
         "probation",
         "ready",
+        "ready_fd",
         "ready_timeout",
         "restart_every",
         "settle",
         "switch",
+        "watchdog",
         "workers",
     )
 
@@ -131,6 +133,8 @@ class Options:
         self.workers = 1
         self.ready = Readiness("accept")
         self.ready_timeout = 60.0
+        self.ready_fd = -1
+        self.watchdog = "loop"
         self.check = ""
         self.canary: list[CanaryStep] = []
         self.settle = 1.0

@@ -20,6 +20,8 @@ from .tasks import Future, pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .loop import Loop
     from .outlet import Outlet
     from .run import Run
@@ -99,6 +101,20 @@ class Probe:
         if not readable.done:
             raise TimeoutError
         return self._sock.recv(4096)
+
+
+async def answers(loop: Loop, run: Run, outlets: Iterable[Outlet], path: str) -> bool:
+    """Whether the generation answers ``path`` well, asked once; true where there is no listener to ask at."""
+    outlet = next((outlet for outlet in outlets if outlet.probed), None)
+    if outlet is None:
+        return True
+    probe = Probe(loop, outlet, run.slot)
+    try:
+        return 200 <= await probe.get(path, _ANSWER_SECONDS) < 400
+    except OSError:
+        return False
+    finally:
+        probe.close()
 
 
 class _Verdict:

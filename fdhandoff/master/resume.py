@@ -285,6 +285,7 @@ async def replace_master(master: Master, reply: Reply) -> None:
     state, kept = exec_state(master)
     memory = os.memfd_create("fdhandoff-master")
     command = own_command()
+    master.announcer.reloading()
     try:
         journal.write_whole(memory, journal.encode(state))
         failure = await _rehearsed(master, command, memory)
@@ -299,6 +300,7 @@ async def replace_master(master: Master, reply: Reply) -> None:
         os.close(memory)
         reply.fail("failed", str(error), serving=OLD)
         master.say(f"the master was not upgraded: {error}")
+        master.announcer.reloaded()
 
 
 async def _rehearsed(master: Master, command: list[str], memory: int) -> str:
@@ -329,7 +331,8 @@ def _exec(master: Master, command: list[str], memory: int, kept: list[int]) -> N
         os.set_inheritable(fd, True)
     try:
         os.chdir(START_DIRECTORY)
-        os.execve(program, command, {**os.environ, STATE: str(memory)})  # noqa: S606 - no shell, on purpose
+        environ = {**os.environ, **master.announcer.for_exec(), STATE: str(memory)}
+        os.execve(program, command, environ)  # noqa: S606 - no shell, on purpose
     finally:  # only where it failed
         for fd in (memory, *kept):
             os.set_inheritable(fd, False)

@@ -10,7 +10,7 @@ from ..errors import OLD, Aborted, HandoffError, RolledBack, SuccessorDied, Upgr
 from ..system.notify import NotifyListener
 from .drain import HALF_OPEN_SECONDS
 from .options import SHARED
-from .readiness import Probe, await_ready, run_command
+from .readiness import answers, await_ready, run_command
 from .run import CANARY, DRAINING, PROBATION, SERVING, Run
 from .tasks import Cancelled, Future, first, pause
 
@@ -166,9 +166,8 @@ class Rollout:
         self._check_new()
         ready = self.new.options.ready
         if ready.kind == "http":
-            self._probes_failed = (
-                0 if await self._unless_aborted(self._probe(ready.argument)) else self._probes_failed + 1
-            )
+            probe = answers(self.master.loop, self.new, self._outlets(), ready.argument)
+            self._probes_failed = 0 if await self._unless_aborted(probe) else self._probes_failed + 1
             if self._probes_failed >= _PROBES_MAX:
                 raise RolledBack(
                     f"{self.new} failed its probe of {ready.argument} {_PROBES_MAX} times; {self.old} serves again",
@@ -181,18 +180,6 @@ class Rollout:
             self._check_new()
             if failure:
                 raise RolledBack(f"{self.new} is no longer ready: {failure}; {self.old} serves again", serving=OLD)
-
-    async def _probe(self, path: str) -> bool:
-        outlet = next((outlet for outlet in self._outlets() if outlet.probed), None)
-        if outlet is None:
-            return True
-        probe = Probe(self.master.loop, outlet, self.new.slot)
-        try:
-            return 200 <= await probe.get(path, 5.0) < 400
-        except OSError:
-            return False
-        finally:
-            probe.close()
 
     def _check_new(self) -> None:
         if self.aborted.done:

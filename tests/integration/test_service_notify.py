@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import select
 import signal
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fdhandoff.system.notify import NotifyListener
-from fdhandoff.system.process import Process, pidfd_id
-
+from ..support.manager import Manager
 from .services import App
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-class Manager:
-    """Writes down who said what; acknowledges barriers by reading on."""
-
-    def __init__(self, path: Path) -> None:
-        self.listener = NotifyListener(path)
-        self.heard: list[tuple[int, dict[str, str]]] = []
-        self.ids: dict[int, int] = {}
-        self._ending = False
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._ending:
-            if select.select([self.listener], [], [], 0.02)[0]:
-                for message in self.listener.receive():
-                    if "MAINPID" in message.fields:
-                        with Process.from_pid(int(message.fields["MAINPID"])) as process:
-                            self.ids[process.pid] = pidfd_id(process.pidfd)
-                    self.heard.append((message.pid, message.fields))
-
-    def said(self, pid: int) -> list[str]:
-        """The keys of each message of ``pid``, without the free text."""
-        return ["+".join(key for key in fields if key != "STATUS") for sender, fields in self.heard if sender == pid]
-
-    def close(self) -> None:
-        self._ending = True
-        self._thread.join()
-        self.listener.close()
 
 
 @pytest.fixture
