@@ -26,6 +26,7 @@ VERBS = {
     "stop": "end a service in good order",
     "hurry": "end at once what drains",
     "status": "say who serves at a handoff path, and how",
+    "unit": "print what a service manager needs to run such a service",
     "doctor": "say what this machine can do, and what that means",
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(fdhandoff.__file__).parent
 WORDS = {"errors", "listener", "generation", "deadline"}
-FACES = {"cli", "servers", "supervisors", "releases", "jobs", "daemon", "testing"}
+FACES = {"servers", "supervisors", "releases", "jobs", "daemon", "testing"}
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").parts
     for path in PACKAGE.rglob("*.py")
@@ -25,10 +25,11 @@ MODULES = sorted(
 
 
 def floor(room: str) -> int:
-    """The floor of a module or folder at the package's top; ``python -m`` comes in through the roof."""
+    """The floor of a module or folder at the package's top. The command line stands on the other faces; ``python -m`` comes in
+    through the roof."""
     if room in WORDS:
         return 0
-    return {"protocol": 1, "system": 2, "__main__": 5}.get(room, 4 if room in FACES else 3)
+    return {"protocol": 1, "system": 2, "cli": 5, "__main__": 6}.get(room, 4 if room in FACES else 3)
 
 
 def imports(module: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
