@@ -11,6 +11,7 @@ import sys
 from importlib import import_module
 
 from ..deadline import parse_duration
+from ..system.access import parse_mode, parse_user
 from ..system.sockets import parse_bind
 from .conventions import CONVENTIONS
 from .options import (
@@ -115,6 +116,10 @@ SETTINGS = [
     Setting("name", _text, "NAME", "the command's name", "app", "the service's name"),
     Setting("path", _text, "PATH", "NAME/handoff.sock in the runtime directory", "/run/app/handoff.sock",
             "the handoff path, a Unix socket"),
+    Setting("socket-mode", parse_mode, "MODE", "0600", "0660", "permissions of the handoff path"),
+    Setting("socket-group", _text, "GROUP", "ours", "deploy", "group of the handoff path"),
+    Setting("allow-uid", parse_user, "USER", "none", "1001",
+            "who may ask, take and give besides this user and root", attribute="allow_uids", repeat=True),
     Setting("workers", _number, "N", "1", "4", "processes in a generation, sharing its queue"),
     Setting("switch", one_of(KERNEL, SHARED), "HOW", KERNEL, SHARED,
             "kernel: an accept queue per generation; shared: one for all, for systems that lack the other"),
@@ -145,13 +150,18 @@ SETTINGS = [
     Setting("env-file", _text, "FILE", "none", "/etc/default/app", "NAME=VALUE lines, read again for each generation"),
     Setting("directory", _text, "DIRECTORY", "ours", "/srv/app/current",
             "working directory, looked up again for each generation"),
+    Setting("health", _address, "ADDRESS", "none", "127.0.0.1:8001",
+            "answer HTTP there: /ready is 200 while the service is to get traffic, else 503; /live is 200"),
+    Setting("health-file", _text, "FILE", "none", "/run/app/ready", "a file that is there while /ready would be 200"),
     Setting("convention", one_of(*CONVENTIONS), "NAME", "LISTEN_FDS alone", "nginx",
             "pass the listeners in this way too: nginx, einhorn or server-starter", attribute="conventions", repeat=True),
 ]  # fmt: skip
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 #: What a running master can't change any more.
-_FIXED = ("name", "path", "switch", "max_draining", "ready_fd")
+_FIXED = (
+    "name", "path", "switch", "max_draining", "ready_fd", "health", "health_file", "socket_mode", "socket_group", "allow_uids",
+)  # fmt: skip
 
 
 class Configuration:

@@ -37,6 +37,7 @@ class Ending:
             self.hurry()
             return
         master.state = STOPPING
+        master.changed()
         master.say(f"stopping: {why}")
         master.announcer.stopping()
         master.spawn(self._stop(drained))
@@ -92,6 +93,7 @@ class Ending:
         if master.state != SERVING:
             raise UpgradeError(f"the service is {master.state} already", serving=OLD)
         master.state = DRAINING
+        master.changed()
         limit = master.options.grace if grace is None else grace
         until = f"at most {format_duration(limit)}" if limit is not None else "as long as it takes"
         master.say(f"draining, {until}: {why}")

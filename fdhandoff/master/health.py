@@ -37,33 +37,40 @@ LIVE_PATHS = ("/live", "/livez")
 class Health:
     """The answers of ``master``, at the HTTP address ``address`` and in the file ``path``; either may be empty."""
 
-    def __init__(
-        self, master: Master, address: str, path: str, listeners: Sequence[socket.socket] | None = None
-    ) -> None:
-        """``HandoffError`` when the address can't be bound or the file can't be written. ``listeners``: bound for it already,
-        by the master that this one was before an exec; they are taken."""
+    def __init__(self, master: Master, address: str, path: str, kept: Sequence[socket.socket] | None = None) -> None:
+        """``HandoffError`` when the address can't be bound or the file can't be written. ``kept``: the ``sockets`` of
+        the master that this one was before an exec; they are taken."""
         self._master = master
         self._file = os.path.abspath(path) if path else ""
         self._shown: tuple[str, tuple[int, int] | None] | None = None  # the text, and which file it is in
         self._guests: dict[socket.socket, _Guest] = {}
-        self.listeners: list[socket.socket] = list(listeners or ())
-        if address and listeners is None:
-            self.listeners = bind(parse_bind(address))
+        self._listeners: list[socket.socket] = []
+        if kept is None:
+            self._listeners = bind(parse_bind(address)) if address else []
+        for sock in kept or ():
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                self._listeners.append(sock)
+            else:
+                self._guests[sock] = _Guest(self, master, sock)
         try:
             if self._file:
                 self._show()
         except BaseException:
             self.close()
             raise
-        for listener in self.listeners:
+        for listener in self._listeners:
             listener.setblocking(False)
             master.loop.on_readable(listener.fileno(), partial(self._welcome, listener))
 
     @property
     def addresses(self) -> list[str]:
         """Where it answers, the port that the kernel chose included."""
-        found = [describe(listener.fileno()) for listener in self.listeners]
+        found = [describe(listener.fileno()) for listener in self._listeners]
         return [what.address for what in found if what is not None]
+
+    def sockets(self) -> list[socket.socket]:
+        """What outlives an exec of the master: the listeners, and who is connected and has not begun to ask."""
+        return [*self._listeners, *(sock for sock, guest in self._guests.items() if not guest.head)]
 
     def ready(self) -> bool:
         """Whether new connections are answered, and welcome."""
@@ -79,12 +86,12 @@ class Health:
                 self._master.say(str(error))
 
     def close(self) -> None:
-        for listener in self.listeners:
+        for listener in self._listeners:
             self._master.loop.forget(listener.fileno())
             if listener.family == socket.AF_UNIX and isinstance(listener.getsockname(), str):
                 unlink_control(listener.getsockname(), listener)
             listener.close()
-        self.listeners = []
+        self._listeners = []
         for guest in list(self._guests.values()):
             guest.close()
         self._withdraw()
@@ -164,7 +171,7 @@ class _Guest:
         self._health = health
         self._loop = master.loop
         self._sock = sock
-        self._head = b""
+        self.head = b""
         sock.setblocking(False)
         self._late: Timer = self._loop.after(_ASK_SECONDS, self.close)
         self._loop.on_readable(sock.fileno(), self._read)
@@ -172,11 +179,11 @@ class _Guest:
     def _read(self) -> None:
         try:
             data = self._sock.recv(_HEAD_MAX)
-            self._head += data
-            if b"\r\n\r\n" in self._head:
+            self.head += data
+            if b"\r\n\r\n" in self.head:
                 # A few hundred bytes always fit into a fresh connection's buffer.
-                self._sock.send(self._health.answer(self._head))
-            elif data and len(self._head) < _HEAD_MAX:
+                self._sock.send(self._health.answer(self.head))
+            elif data and len(self.head) < _HEAD_MAX:
                 return
         except BlockingIOError:
             return

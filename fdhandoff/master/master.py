@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..control import Endpoint
+    from .health import Health
     from .options import CanaryStep, Options
 
 _HISTORY = 10
@@ -59,6 +60,7 @@ class Master:
         self.state = STARTING
         self.since = time.time()
         self.endpoint: Endpoint | None = None
+        self.health: Health | None = None
         self.numbers = 0
         self._upgrade_wanted = False
         self.coalesced = 0
@@ -105,7 +107,9 @@ class Master:
                     self.outlets += open_outlets(text, switch=self.options.switch, slots=self.slots, position=position)
             for outlet in self.outlets:
                 self.say(f"listening on {outlet.name} {outlet.address} (switch: {outlet.mode})")
+        self._open_health(state)
         if self.endpoint is not None:
+            self.endpoint.allow_uids = frozenset(self.options.allow_uids)
             self.endpoint.why_not = "a master serves here: ask it to upgrade"
             install(self)
         for name in ("SIGHUP", "SIGUSR2", "SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGTTIN", "SIGTTOU", "SIGWINCH"):
@@ -115,11 +119,23 @@ class Master:
             )
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: self.loop.call(self._reap))
 
+    def _open_health(self, state: dict[str, Any] | None) -> None:
+        address, path = self.options.health, self.options.health_file
+        if not address and not path:
+            return
+        from .health import Health  # late: most services have none
+
+        self.health = Health(self, address, path, resume.health_sockets(state) if state is not None else None)
+        if state is None:
+            for text in self.health.addresses:
+                self.say(f"answering for the service's health on {text}")
+
     def _take_the_path(self) -> None:
         """Nobody else answers there now. If a master died there, what it left is ours."""
         if self.options.path is None:
             return
-        self.endpoint = registry.obtain(self.options.path)
+        mode, group = self.options.socket_mode, self.options.socket_group or None
+        self.endpoint = registry.obtain(self.options.path, mode=mode, group=group)
         left = resume.read_journal(self, journal.path_of(self.endpoint.path))
         if left is not None:
             resume.readopt(self, left)
@@ -145,6 +161,8 @@ class Master:
             if self._journal_is_ours:
                 journal.remove(journal.path_of(self.endpoint.path))
             registry.remove(self.options.path)
+        if self.health is not None:
+            self.health.close()
         for outlet in self.outlets:
             outlet.close(unlink=True)
         self.announcer.close()
@@ -208,6 +226,8 @@ class Master:
     def changed(self) -> None:
         """Something has changed that a new master must know, should this one die, or the supervisor."""
         self.announcer.changed()
+        if self.health is not None:
+            self.health.changed()
         if self.endpoint is None:
             return
         path = journal.path_of(self.endpoint.path)

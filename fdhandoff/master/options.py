@@ -96,6 +96,7 @@ class Options:
     """All of it. Durations are seconds; ``None`` where the documentation says "for ever"."""
 
     __slots__ = (
+        "allow_uids",
         "binds",
         "canary",
         "check",
@@ -107,6 +108,8 @@ class Options:
         "env",
         "env_file",
         "grace",
+        "health",
+        "health_file",
         "keep_old",
         "kill_after",
         "max_draining",
@@ -119,6 +122,8 @@ class Options:
         "ready_timeout",
         "restart_every",
         "settle",
+        "socket_group",
+        "socket_mode",
         "switch",
         "watchdog",
         "workers",
@@ -151,6 +156,11 @@ class Options:
         self.conventions: list[str] = []
         self.keep_old = 0.0
         self.restart_every: float | None = None
+        self.health = ""
+        self.health_file = ""
+        self.socket_mode = 0o600
+        self.socket_group = ""
+        self.allow_uids: list[int] = []
         for key, value in values.items():
             if key not in self.__slots__:
                 raise TypeError(f"run has no option {key!r}")

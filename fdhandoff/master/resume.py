@@ -28,7 +28,7 @@ from .keeping import KEPT
 from .options import KERNEL
 from .outlet import Outlet
 from .outlets import KernelOutlet, reopen_outlet
-from .run import CANARY, STARTING, Run, kill_group
+from .run import CANARY, SERVING, STARTING, Run, kill_group
 from .tasks import Future, first, sleep
 
 TYPE_CHECKING = False
@@ -282,15 +282,18 @@ def rehearse(master: Master, state: dict[str, Any]) -> int:
 async def replace_master(master: Master, reply: Reply) -> None:
     """``upgrade --master``: the new release of this program is tried on the state; if that goes well it takes our place by an
     exec. After that there is no way back, so everything that can fail comes before."""
-    state, kept = exec_state(master)
     memory = os.memfd_create("fdhandoff-master")
     command = own_command()
     master.announcer.reloading()
     try:
-        journal.write_whole(memory, journal.encode(state))
+        journal.write_whole(memory, journal.encode(exec_state(master)[0]))
         failure = await _rehearsed(master, command, memory)
         if failure:
             raise UpgradeError(f"the new master failed its rehearsal ({failure}); this one goes on", serving=OLD)
+        if master.rollout is not None or master.state != SERVING:
+            raise UpgradeError("an upgrade, or the end of the service, began during the rehearsal", serving=OLD)
+        # Afresh: processes, connections and descriptors have come and gone during the rehearsal.
+        state, kept = exec_state(master)
         state["reply"] = reply.detach()
         os.lseek(memory, 0, os.SEEK_SET)
         os.ftruncate(memory, 0)
@@ -363,7 +366,15 @@ def exec_state(master: Master) -> tuple[dict[str, Any], list[int]]:
     if master.endpoint is not None:
         state["control"] = master.endpoint.socket.fileno()
         kept.append(state["control"])
+    if master.health is not None:
+        state["health"] = [sock.fileno() for sock in master.health.sockets()]
+        kept += state["health"]
     return state, kept
+
+
+def health_sockets(state: dict[str, Any]) -> list[socket.socket] | None:
+    """Those by which the master that we were answered for the service's health; ``None`` where it did not."""
+    return [_kept(fd) for fd in state["health"]] if "health" in state else None
 
 
 def resume(master: Master, state: dict[str, Any]) -> None:
