@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from ..errors import PathError
 from ..system.connections import unix_connections_of, unix_queue
 from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
@@ -50,12 +51,13 @@ class RenameOutlet(Outlet):
     def give(self, slot: int) -> socket.socket:
         if slot not in self._sockets:
             spec = parse_bind(f"unix:{self._private(slot)}")
-            spec.mode, spec.group, spec.backlog = self._spec.mode, self._spec.group, self._spec.backlog
+            spec.mode, spec.owner, spec.group = self._spec.mode, self._spec.owner, self._spec.group
+            spec.backlog = self._spec.backlog
             (sock,) = bind(spec)
             try:
                 sock.setblocking(False)
                 _remove(self._kept(slot))
-                os.link(self._private(slot), self._kept(slot))
+                _link(self._private(slot), self._kept(slot))
             except BaseException:
                 unlink_control(self._private(slot), sock)
                 sock.close()
@@ -72,7 +74,7 @@ class RenameOutlet(Outlet):
             return  # a rename of one name of a file over another of it would do nothing, and leave both
         temporary = f"{self._public}.next"
         _remove(temporary)
-        os.link(self._kept(slot), temporary)
+        _link(self._kept(slot), temporary)
         os.replace(temporary, self._public)
 
     def waiting(self, slot: int) -> int | None:
@@ -125,6 +127,17 @@ class RenameOutlet(Outlet):
             self.turn_away()
         for slot in list(self._sockets):
             self.leave(slot)
+
+
+def _link(path: str, other: str) -> None:
+    try:
+        os.link(path, other)
+    except PermissionError:
+        raise PathError(
+            f"{path} can't have a second name: a socket that belongs to another user can get one from root alone, or with "
+            "CAP_FOWNER (fs.protected_hardlinks); give it no owner=, or use --switch shared",
+            path=path,
+        ) from None
 
 
 def _remove(path: str) -> None:

@@ -23,11 +23,12 @@ import time
 
 from ..deadline import after, passed, remaining
 from ..errors import DeadlineExceeded, HandoffError, PathError, PathInUse, SystemCallError
+from .access import parse_group, parse_user
 from .process import command_name, peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     Path = str | os.PathLike[str]
 
@@ -153,20 +154,22 @@ def bind_path(
     type: int = socket.SOCK_STREAM,
     *,
     mode: int | None = None,
+    owner: int | str | None = None,
     group: int | str | None = None,
     backlog: int = BACKLOG,
 ) -> socket.socket:
-    """As ``bind_control``, for a Unix socket of any type. ``mode`` None leaves the permissions to the umask. Datagram
-    sockets are bound, the others listen.
+    """As ``bind_control``, for a Unix socket of any type. ``mode`` None leaves the permissions to the umask. ``owner`` is
+    another user (a number or a name) to whom the path shall belong, which takes CAP_CHOWN. Datagram sockets are bound, the
+    others listen.
     """
     path = os.fspath(path)
     _check_length(path)
-    gid = _group_id(group, path)
+    uid, gid = _number_of(owner, parse_user, path), _number_of(group, parse_group, path)
     with Lock(path):
-        _make_room(path, type)
+        _make_room(path, type, uid)
         sock = socket.socket(socket.AF_UNIX, type)
         try:
-            _bind_in_room(sock, path, mode, gid)
+            _bind_in_room(sock, path, mode, uid, gid)
             try:
                 if type != socket.SOCK_DGRAM:
                     sock.listen(backlog)
@@ -186,23 +189,38 @@ def bind_path(
     return sock
 
 
-def _bind_in_room(sock: socket.socket, path: str, mode: int | None, gid: int) -> None:
+def _bind_in_room(sock: socket.socket, path: str, mode: int | None, uid: int, gid: int) -> None:
     if mode is not None and sys.platform == "linux":
         # The new inode's mode is the socket's own, less the umask: nobody can connect before the group is right.
         os.fchmod(sock.fileno(), mode & 0o700)
     sock.bind(path)
     try:
         if gid >= 0:
-            os.chown(path, -1, gid, follow_symlinks=False)
+            _give(path, -1, gid)
         if mode is not None:
             os.chmod(path, mode)
+        if uid >= 0:
+            _give(path, uid, -1)  # last: what is another's we may change no more
     except BaseException:
         os.unlink(path)
         raise
 
 
-def _make_room(path: str, type: int) -> None:
-    """Under the lock: removes a dead owner's socket, and refuses everything else that may be at ``path``."""
+def _give(path: str, uid: int, gid: int) -> None:
+    try:
+        os.chown(path, uid, gid, follow_symlinks=False)
+    except PermissionError:
+        whom = f"uid {uid}" if uid >= 0 else f"the group {gid}"
+        member = "" if uid >= 0 else ", or membership in it"
+        raise PathError(
+            f"{path} can't be given to {whom}: that takes root, or CAP_CHOWN{member}; do without, or run as such",
+            path=path,
+        ) from None
+
+
+def _make_room(path: str, type: int, uid: int = -1) -> None:
+    """Under the lock: removes a dead owner's socket, and refuses everything else that may be at ``path``. One that belongs
+    to ``uid`` is as good as ours: it was given away."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -233,7 +251,7 @@ def _make_room(path: str, type: int) -> None:
             raise PathInUse(f"{path} is in use by a live process: stop it, or choose another path", path=path) from None
         else:
             raise PathInUse(f"{path} is in use{_by_whom(probe)}: stop it, or choose another path", path=path)
-    if found.st_uid != os.geteuid():
+    if found.st_uid not in (os.geteuid(), uid):
         raise PathError(
             f"{path} is a dead socket of uid {found.st_uid}, not ours (uid {os.geteuid()}), and was not touched: "
             "remove it, or choose another path",
@@ -494,19 +512,14 @@ def _check_length(path: str) -> None:
         )
 
 
-def _group_id(group: int | str | None, path: str) -> int:
-    if group is None:
+def _number_of(whom: int | str | None, read: Callable[[str], int], path: str) -> int:
+    """A user or group as its number; -1 for none."""
+    if whom is None:
         return -1
-    if isinstance(group, int) or group.isdigit():
-        return int(group)
-    import grp
-
     try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise PathError(
-            f"there is no group {group!r} to give {path} to: create it, or name another", path=path
-        ) from None
+        return read(str(whom))
+    except ValueError as error:
+        raise PathError(f"{path} can't be given away: {error}; create it, or name another", path=path) from None
 
 
 def _identity_of(fd: int) -> tuple[int, int]:

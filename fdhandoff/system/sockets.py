@@ -14,7 +14,7 @@
 ``NAME=`` in front names the listener. Port 0 lets the kernel choose; several addresses then get the same port.
 Options: ``backlog`` (TCP and listening Unix sockets; 2048, the kernel clamps it to ``net.core.somaxconn``),
 ``v6only`` (0 or 1), ``interface`` (SO_BINDTODEVICE), ``reuseport``, ``freebind`` and ``nodelay`` (0 or 1; ``nodelay``
-is 1 for TCP unless one says 0: connections inherit it), ``mode`` (octal) and ``group`` (of a Unix path).
+is 1 for TCP unless one says 0: connections inherit it), ``mode`` (octal), ``owner`` and ``group`` (of a Unix path).
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ _OPTIONS = {
     "interface": _INTERNET,
     "mode": ("unix", "unixgram", "unixpacket"),
     "nodelay": ("tcp",),
+    "owner": ("unix", "unixgram", "unixpacket"),
     "reuseport": _INTERNET,
     "v6only": _INTERNET,
 }
@@ -76,6 +77,7 @@ class BindSpec:
         "mode",
         "name",
         "nodelay",
+        "owner",
         "path",
         "port",
         "reuseport",
@@ -97,6 +99,7 @@ class BindSpec:
         freebind: bool = False,
         nodelay: bool = True,
         mode: int | None = None,
+        owner: str = "",
         group: str = "",
     ) -> None:
         if kind not in _TYPES:
@@ -113,6 +116,7 @@ class BindSpec:
         self.freebind = freebind
         self.nodelay = nodelay
         self.mode = mode
+        self.owner = owner
         self.group = group
 
     def __str__(self) -> str:
@@ -185,7 +189,7 @@ def _unix_spec(text: str, kind: str, rest: str) -> BindSpec:
 def _set_option(spec: BindSpec, text: str, option: str, value: str) -> None:
     if option not in _OPTIONS:
         raise ValueError(f"{text!r} has the option {option!r}: there are {', '.join(_OPTIONS)}")
-    if spec.kind not in _OPTIONS[option] or (spec.path[:1] == b"\0" and option in ("mode", "group")):
+    if spec.kind not in _OPTIONS[option] or (spec.path[:1] == b"\0" and option in ("mode", "owner", "group")):
         raise ValueError(f"{text!r} has the option {option!r}, which means nothing for that address")
     if option == "backlog":
         if not (value.isascii() and value.isdigit()) or not 0 <= int(value) < 2**31:
@@ -196,7 +200,7 @@ def _set_option(spec: BindSpec, text: str, option: str, value: str) -> None:
             spec.mode = parse_mode(value)
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from None
-    elif option in ("group", "interface"):
+    elif option in ("group", "interface", "owner"):
         if not value:
             raise ValueError(f"{text!r} has an empty {option}: name one")
         setattr(spec, option, value)
@@ -226,7 +230,14 @@ def bind(spec: BindSpec) -> list[socket.socket]:
 def _bind_unix(spec: BindSpec) -> socket.socket:
     path = os.fsdecode(spec.path)
     try:
-        return paths.bind_path(path, _TYPES[spec.kind], mode=spec.mode, group=spec.group or None, backlog=spec.backlog)
+        return paths.bind_path(
+            path,
+            _TYPES[spec.kind],
+            mode=spec.mode,
+            owner=spec.owner or None,
+            group=spec.group or None,
+            backlog=spec.backlog,
+        )
     except PathInUse as error:
         raise SystemCallError("bind", errno.EADDRINUSE, doing=str(error)) from None
 

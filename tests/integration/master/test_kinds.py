@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ..cli import wait_for
+from ...conftest import needs_that
+from ..cli import DEADLINE, wait_for
 from . import Load, Service, kill, quick, request, rude
 
 if TYPE_CHECKING:
@@ -60,6 +62,39 @@ def test_a_unix_socket_is_switched_by_a_rename(tmp_path: Path) -> None:
         assert set(load.generations()) == set(range(1, 12))
         assert service.stop() == 0
         assert [one.name for one in tmp_path.iterdir()] == ["release.env"]
+
+
+def test_the_public_name_never_has_other_permissions_than_those_asked_for(tmp_path: Path) -> None:
+    needs_that(os.geteuid() == 0, "root")
+    public = tmp_path / "app.sock"
+    seen: set[tuple[int, int, int]] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            found = public.lstat()
+            seen.add((found.st_uid, found.st_gid, found.st_mode & 0o777))
+
+    watcher = threading.Thread(target=look)
+    bind = f"unix:{public}?owner=nobody&group=12345&mode=0620"
+    with Service(tmp_path, *quick(), bind=bind) as service, Load(str(public), 2) as load:
+        watcher.start()
+        for number in range(2, 6):
+            service.upgrade()
+            load.heard(number)
+        over.set()
+        watcher.join(DEADLINE)
+        load.end()
+        assert not load.failures
+        assert seen == {(65534, 12345, 0o620)}
+        (pid,) = (pid for one in service.generations().values() for pid in one["pids"])
+        kill(service.pid)
+        kill(pid)
+        # What they left belongs to another, and yet is no obstacle: we gave it to him.
+        with Service(tmp_path, *quick(), bind=bind) as again:
+            assert request(str(public))[1] == 1
+            assert again.stop() == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["release.env"]
 
 
 def test_a_server_that_removes_what_it_bound_harms_nobody(tmp_path: Path) -> None:

@@ -163,7 +163,34 @@ def test_the_group_is_the_one_asked_for(place: Path) -> None:
     assert (place / "b").stat().st_gid == 0
     with pytest.raises(PathError, match="no group 'nobody-has-this'"):
         bind_control(place / "c", 0o660, "nobody-has-this")
+    with pytest.raises(PathError, match="4294967295 is no group's number"):
+        bind_control(place / "c", 0o660, 2**32 - 1)
     assert sorted(os.listdir(place)) == ["a", "b"]
+
+
+@root
+def test_the_owner_is_the_one_asked_for(place: Path) -> None:
+    for owner in ("nobody", 65534, "65534"):
+        paths.bind_path(place / "a", owner=owner, group=12345, mode=0o640).close()
+        found = (place / "a").stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 12345, 0o640)
+        # The one of before is dead, and belongs to him to whom we gave it.
+    with pytest.raises(PathError, match="is a dead socket of uid 65534"):
+        paths.bind_path(place / "a")
+    with pytest.raises(PathError, match="there is no user 'nobody-has-this'"):
+        paths.bind_path(place / "b", owner="nobody-has-this")
+    assert os.listdir(place) == ["a"]
+
+
+@root
+def test_who_may_not_give_a_path_away_is_told_so(place: Path) -> None:
+    place.chmod(0o777)
+    path = str(place / "s")
+    assert as_nobody(lambda: paths.bind_path(path, owner="root")) == (
+        f"PathError: {path} can't be given to uid 0: that takes root, or CAP_CHOWN; do without, or run as such"
+    )
+    assert "or membership in it" in as_nobody(lambda: paths.bind_path(path, group=0))
+    assert os.listdir(place) == []
 
 
 def test_a_dead_owners_socket_is_replaced(place: Path) -> None:

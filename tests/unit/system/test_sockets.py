@@ -72,6 +72,7 @@ class Bound:
     ("unix:relative", {"kind": "unix", "path": b"relative"}),
     ("unix:/with=sign", {"kind": "unix", "path": b"/with=sign", "name": ""}),
     ("unixgram:/run/x?mode=0660&group=www", {"kind": "unixgram", "mode": 0o660, "group": "www"}),
+    ("/run/x?owner=www-data&group=7", {"owner": "www-data", "group": "7"}),
     ("unixpacket:@name", {"kind": "unixpacket", "path": b"\0name"}),
     ("@name", {"kind": "unix", "path": b"\0name"}),
     ("a=@name", {"kind": "unix", "path": b"\0name", "name": "a"}),
@@ -118,6 +119,9 @@ def test_an_address_is_shown_as_it_can_be_read_again(text: str, shown: str) -> N
     ("/x?mode=rw", "'rw' is no mode: say an octal number such as 0660"),
     ("/x?mode=7777", "'7777' is no mode"),
     ("/x?group=", "has an empty group"),
+    ("/x?owner=", "has an empty owner"),
+    ("@a?owner=root", "has the option 'owner', which means nothing"),
+    (":80?owner=root", "has the option 'owner', which means nothing"),
 ])  # fmt: skip
 def test_what_cant_be_bound_says_why(text: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
