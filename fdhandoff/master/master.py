@@ -374,7 +374,13 @@ class Master:
             verdict = self._stops.judge(by_signal=True)
             if verdict == StopRequests.FIRST:
                 name = signal.Signals(number).name
-                self.ending.drain(name, None) if self.state == SERVING else self.ending.stop(name)
+                if self.state == SERVING:
+                    self.ending.drain(name, None)
+                elif self.state == DRAINING:
+                    # Asked for by the verb: an orchestrator's TERM follows its hook, and must not cut short what that began.
+                    self.say(f"{name}: the service drains already; a second signal hurries")
+                else:
+                    self.ending.stop(name)
             elif verdict == StopRequests.HURRY:
                 self.ending.hurry()
         elif number in (signal.SIGTTIN, signal.SIGTTOU):

@@ -77,17 +77,24 @@ def wait_for(what: Callable[[], Any], why: str = "what the test waits for") -> A
     raise AssertionError(f"{why} did not come within {DEADLINE:g} s")
 
 
+def free_port() -> int:
+    """One that nobody had a moment ago: for who must be told one."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
 class Running:
     """A verb that stays: its lines are collected as they come."""
 
     def __init__(
         self, *words: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ("-m",), **options: Any
     ) -> None:
+        self._start([sys.executable, *prefix, PACKAGE, *words], env=environment(**(env or {})), **options)
+
+    def _start(self, words: Sequence[str], **options: Any) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, *prefix, PACKAGE, *words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment(**(env or {})), **options,
-        )  # fmt: skip
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        )
         self.out: list[str] = []
         self.err: list[str] = []
         pairs = ((self.process.stdout, self.out), (self.process.stderr, self.err))
