@@ -1,5 +1,5 @@
-"""Real containers without a registry: podman over a root made of links into the host's ``/usr``, which is mounted read-only like
-the Python and the checkout under test. Everything of podman's own lies in a folder that goes with the test."""
+"""Real containers without a registry: podman over a root made of links into the host's ``/usr``, which is mounted read-only
+like the Python and the checkout under test. Everything of podman's own lies in a folder that goes with the test."""
 
 from __future__ import annotations
 

@@ -6,14 +6,10 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
 
 from ...cli import free_port, wait_for
 from ...master import RUDE, Load, quick, request
 from . import Container, Containers, cli
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 UPGRADES = 20
 

@@ -6,16 +6,12 @@ import http.client
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
 from ...cli import free_port, wait_for
 from ...master import RUDE, Load, request
 from . import Containers, cli
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LAG = 1.0  # seconds from a readiness that turned false to the last client that was told
 
@@ -52,14 +48,14 @@ class Balancer:
 
 
 @pytest.fixture
-def pod(containers: Containers) -> Iterator[tuple[Containers, int, int]]:
+def pod(containers: Containers) -> tuple[Containers, int, int]:
     port, health = free_port(), free_port()
     run = cli(
         "run", "--path", "/vol/app.sock", "--bind", f"http=127.0.0.1:{port}", "--health", f"127.0.0.1:{health}",
         "--pre-stop-delay", "3s", "--grace", "10s", "--", sys.executable, "-c", RUDE,
     )  # fmt: skip
     containers.start("pod", run).says("generation 1 serves")
-    yield containers, port, health
+    return containers, port, health
 
 
 def test_a_pod_that_ends_by_its_pre_stop_hook_fails_no_request(pod: tuple[Containers, int, int]) -> None:

@@ -18,7 +18,7 @@ SERVICE = f"""
 import sys
 from fdhandoff import Service
 name, port = sys.argv[1:]
-with Service("app", path="/vol/app.sock", allow_uids={USERS}, socket_mode=0o660, socket_group={GROUP}, probation=0.3) as service:
+with Service("app", path="/vol/app.sock", allow_uids={USERS}, socket_mode=0o660, socket_group={GROUP}, probation=1) as service:
     service.listen("http", f"127.0.0.1:{{port}}")
     service.ready()
     print(f"{{name}} serves as generation {{service.generation.number}}", flush=True)
