@@ -92,6 +92,7 @@ async def bury(master: Master, dead: Run, gone: Callable[[], object]) -> None:
         rescued += _rescue(master, dead.slot)
         before = [(outlet, half_open & outlet.half_open()) for outlet, half_open in before if half_open]
     rescued += _rescue(master, dead.slot)
+    dead.rescued = rescued
     if rescued:
         master.say(f"{rescued} connections that waited for {dead} are served by {master.current}, through the master")
     gone()

@@ -84,6 +84,7 @@ async def roll_back(master: Master, reason: str) -> None:
         "seconds": seconds,
         "steps": [{"step": "rollback", "seconds": seconds}],
         "at": time.time(),
+        "lost": None,
     }
     master.say(f"{reason}: {old} serves again instead of {bad}")
     master.changed()

@@ -345,10 +345,11 @@ class Master:
     def retire_now(self, run: Run) -> None:
         self.spawn(retire(self, run))
 
-    def discard(self, run: Run) -> None:
-        """The generation is over; once its last process is gone its slot is free."""
+    def discard(self, run: Run, buried: Callable[[], object] = lambda: None) -> None:
+        """The generation is over; once its last process is gone its slot is free, and it is ``buried``."""
 
         def gone() -> None:
+            buried()
             if run in self.runs:
                 self.runs.remove(run)
                 for outlet in self.outlets:
@@ -363,7 +364,10 @@ class Master:
     def connections(self, run: Run) -> int:
         """How many established connections the generation still has, as the kernel says."""
         pids = {pid for leader in run.pids for pid in members(leader)}
-        return sum(outlet.connections(pids) for outlet in self.outlets)
+        count = sum(outlet.connections(pids) for outlet in self.outlets)
+        if all(process.alive() for process in run.processes):  # else some may have gone with one that died just now
+            run.seen = count, time.monotonic()
+        return count
 
     # --- signals --------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ SERVED_STEPS = ("settle", "probation")
 _LOOK_SECONDS = 0.02
 _WATCH_SECONDS = 0.5
 _PROBES_MAX = 3
+_LOOK_SHARE = 50  # at most one part in so many of our time goes into counting connections
 
 
 class Rollout:
@@ -50,7 +51,9 @@ class Rollout:
         self.result = ""
         self.reason = ""
         self._step_began = self.began
+        self.lost: dict[str, Any] | None = None  # with a new generation that died with users
         self._probes_failed = 0
+        self._next_look = 0.0
         self.at: float | None = None  # when it ended
         self.took: float | None = None
 
@@ -162,7 +165,10 @@ class Rollout:
     async def _watch(self, seconds: float) -> None:
         """Looks after the new generation, which has users, for so long or until something happens to it."""
         self._check_new()
-        await pause(self.master.loop, seconds, self.new.died, self.aborted, self.promoted)
+        self._look()
+        # A promotion is over once it has led to the switch: to wait for it then would be not to wait.
+        steering = [] if self.switched else [self.promoted]
+        await pause(self.master.loop, seconds, self.new.died, self.aborted, *steering)
         self._check_new()
         ready = self.new.options.ready
         if ready.kind == "http":
@@ -181,6 +187,15 @@ class Rollout:
             if failure:
                 raise RolledBack(f"{self.new} is no longer ready: {failure}; {self.old} serves again", serving=OLD)
 
+    def _look(self) -> None:
+        """Counts the new generation's connections now and then, so that it is known what goes with it if it dies. To count ten
+        thousand takes a while, in which nothing else is done."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self.master.connections(self.new)
+            took = time.monotonic() - now
+            self._next_look = now + max(_WATCH_SECONDS, _LOOK_SHARE * took)
+
     def _check_new(self) -> None:
         if self.aborted.done:
             raise Aborted(f"the upgrade was aborted: {self.aborted.result()}", serving=OLD)
@@ -188,8 +203,18 @@ class Rollout:
             how = self.new.died.result()
             if self.switched or self.tried:
                 when = "in probation" if self.switched else "as a canary"
-                raise RolledBack(f"{self.new} died {when} ({how}); {self.old} serves again", serving=OLD)
+                raise RolledBack(f"{self.new} died {when} ({how}){self._loss()}; {self.old} serves again", serving=OLD)
             raise SuccessorDied(f"{self.new} died before it served: {how}", serving=OLD)
+
+    def _loss(self) -> str:
+        """What went with a new generation that died with users, as far as it was seen."""
+        if self.new.seen is None:
+            self.lost = {"connections": None, "seen": None, "rescued": 0}
+            return ", before its connections were counted"
+        count, moment = self.new.seen
+        self.lost = {"connections": count, "seen": time.monotonic() - moment, "rescued": 0}
+        ago = format_duration(round(self.lost["seen"], 3))
+        return f", and {count or 'no'} connection{'s' * (count != 1)} with it, as counted {ago} before"
 
     async def _unless_aborted(self, coroutine: Any) -> Any:
         task = self.master.spawn(coroutine)
@@ -221,7 +246,12 @@ class Rollout:
             master.retire_now(new)
             return
         new.kill()
-        master.discard(new)
+        master.discard(new, self._buried)
+
+    def _buried(self) -> None:
+        """What waited for the new generation when it died is with the old one now."""
+        if self.lost is not None:
+            self.lost["rescued"] = self.new.rescued  # the same object is in ``last_upgrade``
 
     # --- telling --------------------------------------------------------------------------------------------
 
@@ -270,4 +300,5 @@ class Rollout:
             "seconds": self.took if self.took is not None else time.monotonic() - self.began,
             "steps": [{"step": step, "seconds": seconds} for step, seconds in self.steps if step],
             "at": self.at,
+            "lost": self.lost,
         }

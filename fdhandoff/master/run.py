@@ -66,6 +66,8 @@ class Run:
         self.share = 0.0
         self.accepted_before = 0
         self.deadline: float | None = None
+        self.seen: tuple[int, float] | None = None  # its connections when they were last counted, and when that was
+        self.rescued = 0  # of those that waited for it when it died
         self.processes: list[Process] = []
         self.exit: Exit | None = None
         self.died: Future[str] = Future()

@@ -40,6 +40,7 @@ _UPGRADE = {
     "step?": str,
     "steps?": [{"step": str, "seconds": _NUMBER}],
     "at?": (*_NUMBER, type(None)),
+    "lost?": ({"connections": (int, type(None)), "seen": (*_NUMBER, type(None)), "rescued": int}, None),
 }
 _ENDED = {"number": int, "pids": [int], "state": str, "since": _NUMBER}
 _RUN = {

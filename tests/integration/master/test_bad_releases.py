@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ..cli import wait_for
+from ..cli import DEADLINE, Running, wait_for
 from . import Load, Service, kill, quick, request, rude
 
 if TYPE_CHECKING:
@@ -109,6 +110,28 @@ def test_one_that_dies_in_probation_is_taken_back(tmp_path: Path) -> None:
         assert service.upgrade(wait="served")["result"] == "served"
 
 
+@pytest.mark.parametrize("step", ["canary", "probation"])
+def test_connections_that_die_with_a_release_are_counted(tmp_path: Path, step: str) -> None:
+    options = ("--settle", "0.1", "--probation", "20", *(("--canary", "100%:20s") if step == "canary" else ()))
+    with Service(tmp_path, *options, env={"SLOW": "0"}) as service:
+        address = service.address()
+        upgrade = Running("upgrade", str(service.path))
+        wait_for(lambda: (service.status()["last_upgrade"] or {"step": ""})["step"].startswith(step), step)
+        slow = [socket.create_connection(address) for _ in range(20)]
+        for one in slow:
+            one.sendall(b"GET /sleep60 HTTP/1.1\r\n\r\n")
+        wait_for(lambda: service.generations()[2]["active"] == 20)
+        kill(service.generations()[2]["pids"][0])
+        assert upgrade.ends() == 1
+        assert "and 20 connections with it, as counted" in upgrade.text().splitlines()[-1]
+        lost = service.status()["last_upgrade"]["lost"]
+        assert (lost["connections"], 0 <= lost["seen"] < DEADLINE, lost["rescued"]) == (20, True, 0)
+        for one in slow:
+            one.close()
+        service.release()
+        assert service.upgrade(wait="served", canary="")["lost"] is None
+
+
 def test_what_waits_for_a_generation_that_died_is_served(tmp_path: Path) -> None:
     """The new one stops accepting as soon as it serves: its queue fills, then it dies."""
     good = rude()[2]
@@ -134,6 +157,7 @@ def test_what_waits_for_a_generation_that_died_is_served(tmp_path: Path) -> None
         waiting.end()
         assert "served by generation 1" in service.running.says("connections that waited for generation 2")
         assert waiting.generations()[1] >= 4
+        wait_for(lambda: service.status()["last_upgrade"]["lost"]["rescued"] >= 4)
         assert sum(waiting.failures.values()) <= 1  # the one that it had accepted
 
 

@@ -6,13 +6,10 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from ..cli import verb, wait_for
 from . import Load, Service, kill, quick, request
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 #: As small as a server can be: no thread, no wait.
 PROMPT = """
@@ -79,6 +76,22 @@ def test_a_canary_that_is_held_stays_until_it_is_promoted(tmp_path: Path) -> Non
         service.running.says("upgraded from generation 1 to generation 2")
         load.end()
         assert not load.failures
+
+
+def test_after_a_promotion_the_master_sleeps_through_probation(tmp_path: Path) -> None:
+    with Service(tmp_path, "--probation", "600s", "--canary", "20%:600s", command=COMMAND) as service:
+        service.command("--no-wait")
+        wait_for(lambda: step(service) == "canary 0.2", "the canary")
+        assert service.command("--promote")[0] == 0
+        wait_for(lambda: step(service) == "probation")
+
+        def ticks() -> int:
+            fields = Path(f"/proc/{service.pid}/stat").read_bytes().rpartition(b")")[2].split()
+            return int(fields[11]) + int(fields[12])  # utime and stime, hundredths of a second
+
+        before, until = ticks(), time.monotonic() + 2
+        wait_for(lambda: time.monotonic() > until)
+        assert ticks() - before < 50
 
 
 def test_a_canary_that_dies_is_taken_back(tmp_path: Path) -> None:
