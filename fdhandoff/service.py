@@ -34,6 +34,7 @@ from .gate import Gate
 from .generation import Generation
 from .holdings import Files, Holdings, fileno
 from .hooks import Hooks
+from .incarnation import Interim
 from .listener import Listeners, check_name
 from .signals import DEFAULT, STOP, UPGRADE, Signals, StopRequests
 from .successor import BLOCKED, START_DIRECTORY, own_command
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .control import Endpoint, Reply
     from .handoff import Handed
     from .hooks import Hook
+    from .incarnation import Incarnation
 
 STARTING = "starting"
 SERVING = "serving"
@@ -94,8 +96,10 @@ class Service:
     ``command``: what ``upgrade()`` starts (default: this program as it was started, looked up afresh). ``grace``: seconds that
     a drain may last (``None``: for ever). ``probation``: seconds after a handover in which this process takes the service back
     if the new one dies. ``ready_timeout``: seconds for the new one to become ready; ``takeover_timeout``: for us to get the
-    service from a live owner. ``pidfile``: a path. ``signals``: signal name → ``upgrade``, ``stop`` or ``hooks``; ``{}``
-    installs none. ``log``: called with each line (default: standard error).
+    service from a live owner. ``same_pid``: after an upgrade this very process goes on, as a generation of the new code: it
+    drains, and then ``close()`` executes the command in its place and does not return. ``pidfile``: a path. ``signals``:
+    signal name → ``upgrade``, ``stop`` or ``hooks``; ``{}`` installs none. ``log``: called with each line (default: standard
+    error).
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class Service:
         socket_mode: int = 0o600,
         socket_group: int | str | None = None,
         limit: int = 0,
+        same_pid: bool = False,
         log: Callable[[str], object] | None = None,
     ) -> None:
         self.name = check_name(name)
@@ -126,6 +131,8 @@ class Service:
         self.allow_uids = frozenset(allow_uids)
         self.socket_mode = socket_mode
         self.socket_group = socket_group
+        self.same_pid = same_pid
+        self.incarnation: Incarnation | None = None
         self.gate = Gate(limit=limit)
         self.hooks = Hooks()
         self.state_word = STARTING
@@ -153,6 +160,7 @@ class Service:
         self._was_started_by_us = environment.GENERATION in os.environ
         number = _number(os.environ.pop(environment.GENERATION, ""))
         named = os.environ.pop(environment.PATH, "")
+        self._interim = Interim.from_environment(os.environ)
         kept = (NOTIFY_SOCKET, WATCHDOG_USEC)
         self.for_successor = {key: os.environ[key] for key in kept if key in os.environ}
         self.notifier = Notifier.from_environment(os.environ)
@@ -326,6 +334,8 @@ class Service:
         self.tell(lambda manager: manager.ready(f"generation {self.generation.number} serves"))
         if self._was_started_by_us and threading.current_thread() is threading.main_thread():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+        if self._interim is not None:
+            self._interim.see_off()
         took = f", taken over from {self._takeover.peer}" if self._takeover is not None else ""
         self.say(f"generation {self.generation.number} serves{took}")
         self.hooks.after("ready")
@@ -508,10 +518,16 @@ class Service:
         if self.verdict == "handed over" and not self._is_child:
             for thread in self._answering:
                 thread.join(ANSWER_SECONDS)  # whoever asked for the upgrade hears how it ended
+            if self.incarnation is not None:
+                self.incarnation.block()
         if self.owner:
             self.gate.close()
             self._give_back("it ended")
         final, unborn = self.owner, self.state_word == STARTING
+        if self._interim is not None and not self._is_child:
+            if self._stops.pending:
+                self._interim.wait()
+            self._interim.close()
         if not self._is_child:
             self._end_duties(unborn)
             if final or unborn:
@@ -525,13 +541,19 @@ class Service:
         self.state_word = STOPPED
         if self in _services:
             _services.remove(self)
+        if self.incarnation is not None and not self._is_child:
+            try:
+                self.incarnation.begin()
+            finally:
+                self._signals.restore()
 
     def _end_duties(self, unborn: bool) -> None:
         """Nobody is answered, heeded or handed anything from here on."""
         self.upgrader.interrupt.set()
         self.hooks.end()
         self.worker.end()
-        self._signals.restore()
+        if self.incarnation is None:
+            self._signals.restore()
         if self._takeover is not None:
             if unborn:
                 self._takeover.abort("the new side ended before it was ready")
@@ -706,7 +728,7 @@ class Service:
 
     def _on_signal(self, name: str, action: str) -> None:
         """In the main thread, between two instructions: only passes it on."""
-        if self._closed:
+        if self._closed and self.incarnation is None:
             return
         if action == STOP:
             self._ask_stop(name, by_signal=True)
@@ -725,6 +747,9 @@ class Service:
         self.hooks.after(name)
 
     def _ask_stop(self, why: str, *, by_signal: bool = False) -> None:
+        for other in (self.incarnation, self._interim):
+            if other is not None:
+                other.stop()
         if self._closed:
             return
         verdict = self._stops.judge(by_signal=by_signal)

@@ -13,6 +13,7 @@ from .system.process import Process, find_program, spawn
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import NoReturn
 
 # Blocked from the exec until the successor has its handlers and says ready: any of these would end it before.
 BLOCKED = tuple(
@@ -60,10 +61,38 @@ def start(
     extra: Mapping[str, str],
 ) -> Process:
     """Starts ``command`` as generation ``generation``, to take over at ``path``. ``extra``: variables meant for it alone."""
+    environ = _environ(path, generation, directory, extra)
+    return spawn(command, fds={0: 0, 1: 1, 2: 2}, env=environ, cwd=directory, blocked_signals=BLOCKED)
+
+
+def become(
+    command: Sequence[str],
+    *,
+    path: str,
+    generation: int,
+    directory: str,
+    extra: Mapping[str, str],
+) -> NoReturn:
+    """This very process becomes generation ``generation``: it executes ``command`` in place, with ``BLOCKED`` blocked, and only
+    descriptors 0, 1, 2 and what is inheritable. ``SystemCallError`` when it can't."""
+    environ = _environ(path, generation, directory, extra)
+    program = find_program(command[0], environ, directory)
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, which another program would inherit
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    doing = f"executing {command[0]!r} in place"
+    try:
+        os.chdir(directory)
+        os.execve(program, list(command), environ)  # noqa: S606 - no shell, on purpose
+    except OSError as error:
+        raise SystemCallError("execve", error.errno or 0, doing=doing) from None
+
+
+def _environ(path: str, generation: int, directory: str, extra: Mapping[str, str]) -> dict[str, str]:
     environ = dict(os.environ)
     environment.strip(environ)
     environ.update(extra)
     environ[environment.PATH] = path
     environ[environment.GENERATION] = str(generation)
     environ["PWD"] = directory
-    return spawn(command, fds={0: 0, 1: 1, 2: 2}, env=environ, cwd=directory, blocked_signals=BLOCKED)
+    return environ

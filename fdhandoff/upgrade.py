@@ -25,6 +25,7 @@ from .errors import (
     Unconfirmed,
 )
 from .handoff import Handed, Handoff, Offering
+from .incarnation import Incarnation
 from .inventory import collect
 from .offer import internal_items
 from .successor import start
@@ -95,7 +96,8 @@ class Upgrader:
                 path=service.path,
                 generation=number,
                 directory=service.directory,
-                extra=service.for_successor,
+                # A child that is to go again has nothing to tell the manager: its main process is this one all the time.
+                extra={} if service.same_pid else service.for_successor,
             )
             service.say(f"generation {number} started (pid {child.pid})")
             handed = self._hand_over(*self._await_taker(child), child)
@@ -110,9 +112,12 @@ class Upgrader:
             self._failed(error, number, began)
             raise
         self._expect_nobody()
+        if service.same_pid:
+            service.incarnation = Incarnation(service, child, handed.generation)
         self._succeeded(handed, began)
         service.hooks.after("upgrade")
-        child.close()
+        if not service.same_pid:
+            child.close()
         return handed
 
     def _see_off(self, child: Process) -> None:
@@ -282,6 +287,8 @@ class Upgrader:
         could have taken the service back."""
         if child is None:
             self.service.tell(lambda manager: manager.stopping(f"{handed.generation} serves, elsewhere"))
+            return
+        if self.service.same_pid:
             return
         same = child.pid == handed.peer.pid and child.pidfd >= 0
         pidfd = child.pidfd if same else None

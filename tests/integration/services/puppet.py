@@ -18,7 +18,7 @@ DIRECTORY = Path(sys.argv[1])
 CONFIG = json.loads((DIRECTORY / "config.json").read_text())
 RELEASE = CONFIG.get("release", "")
 MISBEHAVE = CONFIG.get("misbehave", "")
-OPTIONS = ("probation", "ready_timeout", "takeover_timeout", "grace", "pidfile", "command")
+OPTIONS = ("probation", "ready_timeout", "takeover_timeout", "grace", "pidfile", "command", "same_pid")
 
 
 def tell(*words: object) -> None:
