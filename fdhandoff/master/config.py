@@ -39,6 +39,12 @@ def _text(text: str) -> str:
     return text
 
 
+def _words(text: str) -> str:
+    """A command in one option: it must be possible to split it."""
+    shlex.split(text)
+    return _text(text)
+
+
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 10_000:
         raise ValueError(f"{text!r} is not a number from 1 on")
@@ -131,7 +137,11 @@ SETTINGS = [
     Setting("watchdog", one_of("loop", "serving"), "WHAT", "loop", "serving",
             "under systemd's WatchdogSec=, give the sign of life for the master's loop alone, or only while the serving "
             "generation is ready, too"),
-    Setting("check", _text, "COMMAND", "none", "nginx -t", "must exit 0 before a new generation is started"),
+    Setting("check", _words, "COMMAND", "none", "nginx -t", "must exit 0 before a new generation is started"),
+    Setting("pre-start", _words, "COMMAND", "none", "./migrate",
+            "runs before each generation is started; unless it exits 0 that is not"),
+    Setting("post-switch", _words, "COMMAND", "none", "./announce",
+            "runs whenever new connections go to another generation from now on"),
     Setting("canary", parse_canary, "STEPS", "none", "5%:60s,50%:60s",
             "shares of the new connections that a new generation gets first, and for how long"),
     Setting("settle", parse_duration, "DURATION", "1s", "3s", "how long the old generation goes on accepting after the switch"),

@@ -69,6 +69,7 @@ async def roll_back(master: Master, reason: str) -> None:
     for outlet in master.outlets:
         outlet.choose(old.slot)
     master.current = old
+    master.switched_to(old)
     master.keeper.release()
     old.watch_over()
     until = began + bad.options.settle

@@ -24,6 +24,7 @@ from .loop import Loop, Timer
 from .options import forbid_canary
 from .outlet import Outlet
 from .outlets import open_outlets
+from .readiness import run_command
 from .report import describe
 from .rollout import Rollout
 from .run import DRAINING, ENDED, PROBATION, SERVING, STARTING, STOPPING, Run
@@ -193,6 +194,7 @@ class Master:
         self._plan_restart()
         self.changed()
         self.say(f"{run} serves")
+        self.switched_to(run)
         self.announcer.ready()
 
     def spawn(self, coroutine: Coroutine[Any, None, Any]) -> Task[Any]:
@@ -334,6 +336,17 @@ class Master:
             self.say(f"no upgrade: {error}")
         except (OSError, ValueError) as error:
             self.say(f"no upgrade: the configuration can't be read: {error}")
+
+    def switched_to(self, run: Run) -> None:
+        """New connections go to another generation from now on: whoever asked to be told is. What becomes of that changes
+        nothing."""
+        if run.options.post_switch:
+            self.spawn(self._post_switch(run))
+
+    async def _post_switch(self, run: Run) -> None:
+        failure = await run_command(self.loop, run.options.post_switch, run, run.options.ready_timeout)
+        if failure:
+            self.say(f"the post-switch command for {run} failed: {failure}")
 
     def retire(self, run: Run) -> None:
         """It is the old generation now: it drains and ends, unless it is to be kept for a while."""

@@ -115,6 +115,8 @@ class Options:
         "max_draining",
         "name",
         "path",
+        "post_switch",
+        "pre_start",
         "pre_stop_delay",
         "probation",
         "ready",
@@ -144,6 +146,8 @@ class Options:
         self.canary: list[CanaryStep] = []
         self.settle = 1.0
         self.probation = 10.0
+        self.pre_start = ""
+        self.post_switch = ""
         self.pre_stop_delay = 0.0
         self.grace: float | None = 30.0
         self.kill_after = 10.0

@@ -6,15 +6,15 @@ from ..errors import OLD, HandoffError, SystemCallError
 from ..system.process import find_program
 from .listeners import match
 from .readiness import run_command
-from .run import Run
+from .run import Run, split_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ..control import Reply
     from .master import Master
-    from .options import Options
 
 
 async def preflight(master: Master, reply: Reply) -> None:
@@ -50,17 +50,21 @@ async def _look(master: Master, note: Any) -> None:
     words += [f"{outlet.name} would go" for outlet in removed]
     note("listeners", ", ".join(words) or "they stay as they are")
     run = Run(master.loop, master.numbers + 1, 0, options, [(o.name, o.give(0)) for o in master.outlets], master.say)
-    _command(run, options, note)
+    _program("command", run.command, run, note)
+    if options.pre_start:  # it changes things, so it is not run
+        _program("pre-start", lambda: split_command(options.pre_start), run, note)
+    if options.post_switch:
+        _program("post-switch", lambda: split_command(options.post_switch), run, note)
     if options.check:
         failure = await run_command(master.loop, options.check, run, options.ready_timeout)
         note("check", f"the check failed: {failure}" if failure else options.check, not failure)
 
 
-def _command(run: Run, options: Options, note: Any) -> None:
+def _program(name: str, split: Callable[[], list[str]], run: Run, note: Any) -> None:
+    """Whether there is such a program."""
     try:
-        words = run.command()
-        program = find_program(words[0], run.environ(), options.directory or None)
+        found = find_program(split()[0], run.environ(), run.options.directory or None)
     except (SystemCallError, ValueError) as error:
-        note("command", str(error), False)
+        note(name, str(error), False)
     else:
-        note("command", program)
+        note(name, found)

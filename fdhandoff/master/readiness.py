@@ -21,6 +21,7 @@ from .tasks import Future, pause
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from .loop import Loop
     from .outlet import Outlet
@@ -152,7 +153,7 @@ async def await_ready(loop: Loop, run: Run, outlets: list[Outlet], listener: Not
         return await _notified(loop, run, listener, verdict)
     if kind == "command":
         while True:
-            before, verdict.last = verdict.last, await run_command(loop, argument, run, verdict.left())
+            before, verdict.last = verdict.last, await run_command(loop, argument, run, verdict.left(), run.died)
             if before and not verdict.left():
                 verdict.last = before  # the deadline cut this one short, and the one before says more
             verdict.check()
@@ -250,19 +251,21 @@ async def _notified(loop: Loop, run: Run, listener: NotifyListener, verdict: _Ve
     return said.result()
 
 
-async def run_command(loop: Loop, text: str, run: Run, seconds: float) -> str:
-    """Runs a command of the operator's to its end: empty when it exits 0, else what happened."""
+async def run_command(loop: Loop, text: str, run: Run, seconds: float, *unless: Future[Any]) -> str:
+    """Runs a command of the operator's to its end: empty when it exits 0, else what happened. It is given up after so many
+    seconds, or when one of ``unless`` is known. It has the environment of the generation, and no listener."""
     try:
         environ = run.environ()
-        environment.strip(environ)  # it gets no listener
+        environment.strip(environ)
+        environ[environment.GENERATION] = str(run.number)
         process = spawn(split_command(text), env=environ, cwd=run.options.directory or None, own_group=1)
-    except (HandoffError, ValueError) as error:
+    except (HandoffError, OSError, ValueError) as error:
         return str(error)
     ended: Future[None] = Future()
     loop.waited.add(process.pid)
     loop.on_readable(process.fileno(), lambda: ended.set(None))
     try:
-        await pause(loop, seconds, ended, run.died)
+        await pause(loop, seconds, ended, *unless)
     finally:
         loop.waited.discard(process.pid)
         loop.forget(process.fileno())

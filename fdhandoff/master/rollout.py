@@ -71,7 +71,6 @@ class Rollout:
                 )
                 if failure:
                     raise UpgradeError(f"the check of the new release failed: {failure}", serving=OLD)
-            self.enter("start")
             await self._start()
             if options.canary:
                 await self._canary()
@@ -90,6 +89,14 @@ class Rollout:
 
     async def _start(self) -> None:
         new, loop = self.new, self.master.loop
+        if new.options.pre_start:
+            self.enter("pre-start")
+            failure = await self._unless_aborted(
+                run_command(loop, new.options.pre_start, new, new.options.ready_timeout)
+            )
+            if failure:
+                raise UpgradeError(f"the pre-start command did not let {new} start: {failure}", serving=OLD)
+        self.enter("start")
         listener = NotifyListener() if new.options.ready.kind == "notify" else None
         try:
             new.start(listener.address if listener is not None else "")
@@ -136,6 +143,7 @@ class Rollout:
         for outlet in self.master.outlets:
             outlet.choose(self.new.slot)
         self.master.say(f"switched: all new connections go to {self.new}")
+        self.master.switched_to(self.new)
 
     async def _settle(self) -> None:
         """The old queue is emptied, and what was half open at the switch has had its time. A generation that is stuck does not
@@ -181,7 +189,7 @@ class Rollout:
                 )
         elif ready.kind == "command":
             failure = await self._unless_aborted(
-                run_command(self.master.loop, ready.argument, self.new, self.new.options.ready_timeout)
+                run_command(self.master.loop, ready.argument, self.new, self.new.options.ready_timeout, self.new.died)
             )
             self._check_new()
             if failure:
@@ -240,6 +248,8 @@ class Rollout:
         old.state, old.share, new.share = SERVING, 1.0, 0.0
         old.watch_over()
         master.current = old
+        if self.switched:
+            master.switched_to(old)
         reason = str(error) if isinstance(error, (HandoffError, OSError, ValueError)) else type(error).__name__
         self._end("rolled back" if had_users else "failed", reason)
         if had_users and new.alive and not new.died.done:

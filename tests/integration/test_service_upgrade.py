@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,6 +43,21 @@ def test_an_upgrade_before_ready_is_refused(tmp_path: Path) -> None:
         process.send_signal(signal.SIGHUP)
         app.wait_for("log .*SIGHUP: this process is not ready yet")
         process.kill()
+
+
+def test_a_hook_runs_in_the_old_one_before_each_successor_starts(tmp_path: Path) -> None:
+    """Two rounds: each time the hook of whoever serves has run when the next process begins."""
+    with App(tmp_path, hooks=True) as app:
+        pids = [app.start().pid]
+        for _ in range(2):
+            pids.append(int(app.ask("upgrade").split()[2]))
+        for old, new in pairwise(pids):
+            hook, start = f"{old} hook before upgrade", f"{new} started "
+            assert app.lines.count(hook) == 1
+            assert app.lines.index(hook) < app.lines.index(start)
+        assert app.pid() == pids[2]
+        assert f"{pids[2]} hook before upgrade" not in app.lines
+        app.stop()
 
 
 FAILURES = {
