@@ -40,7 +40,7 @@ from .signals import DEFAULT, STOP, UPGRADE, Signals, StopRequests
 from .successor import BLOCKED, START_DIRECTORY, own_command
 from .system import environment
 from .system.channel import Woken, wait
-from .system.fds import close_all, describe, socket_from_fd
+from .system.fds import describe
 from .system.notify import NOTIFY_SOCKET, WATCHDOG_USEC, Notifier
 from .system.paths import default_path
 from .system.pidfile import Pidfile
@@ -212,13 +212,8 @@ class Service:
             return
 
     def _inherit(self) -> bool:
-        inherited = environment.take(os.environ, os.getpid())
-        for listener, fd in inherited:
-            if describe(fd) is None:
-                close_all([fd for _, fd in inherited])
-                raise ListenerError(f"LISTEN_FDS passes descriptor {fd} as {listener!r}, which is no socket")
-        sockets = [socket_from_fd(fd) for _, fd in inherited]
-        self.holdings.came = Listeners([listener for listener, _ in inherited], sockets)
+        inherited = environment.take_sockets(os.environ, os.getpid())
+        self.holdings.came = Listeners([listener for listener, _ in inherited], [sock for _, sock in inherited])
         return bool(inherited)
 
     def _take(self, number: int) -> Takeover | None:

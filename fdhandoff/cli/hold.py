@@ -15,7 +15,7 @@ from ..errors import HandoffError, SystemCallError
 from ..listener import Listener
 from ..system import environment, paths
 from ..system.channel import wait
-from ..system.fds import describe, kind_word, socket_from_fd
+from ..system.fds import describe, kind_word
 from ..system.notify import Notifier
 from ..system.process import Process
 from ..system.sockets import BindSpec, bind, parse_bind
@@ -71,7 +71,7 @@ def run(options: Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
     path = chosen_path(options, create=True)
-    inherited = environment.take(os.environ, os.getpid())
+    inherited = environment.take_sockets(os.environ, os.getpid())
     if not specs and not inherited:
         raise UsageError("say what to hold: --bind ADDRESS")
     # The path first: where somebody answers there, nothing is bound for nothing.
@@ -99,9 +99,8 @@ class Holder:
         self._lock = threading.Lock()
         self._holders: list[tuple[int, Process]] = []
 
-    def open(self, specs: Sequence[BindSpec], inherited: Sequence[tuple[str, int]]) -> None:
-        for name, fd in inherited:
-            self.listeners.append(Listener(name, socket_from_fd(fd)))
+    def open(self, specs: Sequence[BindSpec], inherited: Sequence[tuple[str, socket.socket]]) -> None:
+        self.listeners += [Listener(name, sock) for name, sock in inherited]
         for spec in specs:
             for sock in bind(spec):
                 self.bound.append(sock)

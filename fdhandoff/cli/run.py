@@ -7,6 +7,7 @@ import os
 
 from ..errors import HandoffError, SystemCallError
 from ..master.config import SETTINGS, Configuration
+from ..system import environment
 from .arguments import Parser, checked
 from .outcome import NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, Failure, UsageError, say
 
@@ -75,7 +76,9 @@ def run(options: Namespace) -> int:
     from ..master.master import Master
 
     try:
-        return Master(configuration, say).run()
+        # Before anything of ours is opened that could be taken for one of them.
+        came = environment.take_sockets(os.environ, os.getpid())
+        return Master(configuration, say, came).run()
     except HandoffError as error:
         raise Failure(str(error), _code(error)) from error
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .master import Master
+    from .outlet import Outlet
     from .run import Run
 
 _LOOK_FIRST, _LOOK_LAST = 0.02, 0.5
@@ -98,11 +99,32 @@ async def bury(master: Master, dead: Run, gone: Callable[[], object]) -> None:
     gone()
 
 
+async def serve_stranded(master: Master) -> None:
+    """What waits in queues that came to us and that no generation accepts from is served by the one that we have. Nothing new
+    comes there, but for handshakes that had begun."""
+    before = [(outlet, outlet.half_open()) for outlet in master.outlets if outlet.lent_sockets()]
+    until = time.monotonic() + HALF_OPEN_SECONDS
+    rescued = _relay_all(master, lambda outlet: outlet.stranded())
+    while time.monotonic() < until and any(half_open for _, half_open in before):
+        await pause(master.loop, _LOOK_FIRST)
+        rescued += _relay_all(master, lambda outlet: outlet.stranded())
+        before = [(outlet, half_open & outlet.half_open()) for outlet, half_open in before if half_open]
+    rescued += _relay_all(master, lambda outlet: outlet.stranded())
+    if rescued:
+        master.say(
+            f"{rescued} connections that waited for somebody else are served by {master.current}, through the master"
+        )
+
+
 def _rescue(master: Master, slot: int) -> int:
-    """Accepts what waits there and relays it, byte for byte, to the generation that serves: for it they come from this host."""
+    return _relay_all(master, lambda outlet: outlet.forsaken(slot))
+
+
+def _relay_all(master: Master, accepted: Callable[[Outlet], list[socket.socket]]) -> int:
+    """Relays what was accepted, byte for byte, to the generation that serves: for it they come from this host."""
     rescued = 0
     for outlet in master.outlets:
-        for client in outlet.forsaken(slot):
+        for client in accepted(outlet):
             try:
                 if not _has_gone(client):
                     Relay(client, outlet.connect()).start()

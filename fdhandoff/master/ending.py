@@ -48,6 +48,8 @@ class Ending:
         options = master.options
         if options.pre_stop_delay and not drained:
             await sleep(master.loop, options.pre_stop_delay)
+        for outlet in master.outlets:
+            outlet.give_back()
         runs = list(master.runs)
         limit = options.kill_after if drained else options.grace
         deadline = None if limit is None else time.monotonic() + limit

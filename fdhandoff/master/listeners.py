@@ -2,22 +2,93 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
+from ..errors import ListenerError
+from ..inventory import fits
+from ..system.fds import describe
 from ..system.sockets import parse_bind
-from .outlets import open_outlets
+from .options import KERNEL
+from .outlet import INHERITED
+from .outlets import lend_outlet, open_outlets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .master import Master
+    from .options import Options
     from .outlet import Outlet
     from .run import Run
 
 
+def open_all(
+    given: list[tuple[str, socket.socket]],
+    binds: Sequence[str],
+    *,
+    switch: str,
+    slots: int,
+    say: Callable[[str], object],
+    origin: str = INHERITED,
+) -> list[Outlet]:
+    """What came from elsewhere, by name, and what is bound besides; ``given`` is emptied. All or nothing.
+
+    A bind that has the name or the address of what came means just that, so nothing is bound for it. Sockets that came with
+    one address (those that a dead master stored with its service manager) are the members of one group: see ``lend_outlet``.
+    """
+    outlets: list[Outlet] = []
+    try:
+        while given:
+            name, first = given[0]
+            what = _checked(name, first)
+            alike = [pair for pair in given if _checked(*pair) == what]
+            outlet, why = lend_outlet(name, [sock for _, sock in alike], switch=switch, slots=slots, origin=origin)
+            given[:] = [pair for pair in given if pair not in alike]
+            outlets.append(outlet)
+            if why:
+                say(f"{name} has one queue for all generations: {why}")
+        offset = len(outlets)
+        for place, text in enumerate(binds):
+            if not any(_is_meant(text, outlet) for outlet in outlets[:offset]):
+                outlets += open_outlets(text, switch=switch, slots=slots, position=offset + place)
+    except BaseException:
+        for outlet in outlets:
+            outlet.close(unlink=True)
+        for _, sock in given:
+            sock.close()
+        raise
+    return outlets
+
+
+def _checked(name: str, sock: socket.socket) -> tuple[object, ...]:
+    """What makes two sockets members of one group. ``ListenerError`` for what can't be a listener."""
+    what = describe(sock.fileno())
+    if what is None or what.connected or not (what.listening or (what.type == socket.SOCK_DGRAM and what.address)):
+        raise ListenerError(
+            f"{name} (descriptor {sock.fileno()}) is {what}, which does not listen: pass bound listeners"
+        )
+    alone = what.cookie if what.family == socket.AF_UNIX else 0
+    return what.family, what.type, what.address, alone
+
+
+def _is_meant(text: str, outlet: Outlet) -> bool:
+    """Whether this bind means what was not bound here."""
+    if outlet.text:
+        return False
+    spec = parse_bind(text)
+    if spec.name and spec.name == outlet.name:
+        return True
+    if spec.kind.startswith("unix") and spec.path[:1] != b"\0":
+        spec.path = os.path.abspath(spec.path)
+    return any(fits(spec, sock.fileno(), strictly=True) for sock in outlet.sockets().values())
+
+
 def match(outlets: Sequence[Outlet], binds: Sequence[str]) -> tuple[list[tuple[str, list[Outlet]]], list[Outlet]]:
     """Each of ``binds`` with the outlets that are its own already (none: it is new), and the outlets that nobody wants any
-    more. The same address under another name is the same listener. What was not bound from a text (inherited) stays out of
-    it."""
+    more. The same address under another name is the same listener. What was not bound from a text stays, and a bind that
+    means it is left out."""
+    binds = [text for text in binds if not any(_is_meant(text, outlet) for outlet in outlets)]
     free: dict[str, list[Outlet]] = {}
     for outlet in outlets:
         if outlet.text:
@@ -28,6 +99,13 @@ def match(outlets: Sequence[Outlet], binds: Sequence[str]) -> tuple[list[tuple[s
             same = next((other for other in free if str(parse_bind(other)) == str(parse_bind(text))), None)
             found[text] = free.pop(same) if same is not None else []
     return [(text, found[text]) for text in binds], [outlet for group in free.values() for outlet in group]
+
+
+def forbid_canary_on(outlets: Sequence[Outlet], options: Options) -> None:
+    """``ValueError`` where a listener that came from elsewhere has no switch that could split its connections."""
+    whole = [outlet.name for outlet in outlets if outlet.mode != KERNEL]
+    if options.canary and whole:
+        raise ValueError(f"a canary is not to be had on {', '.join(whole)}: it has one queue for all generations")
 
 
 class Change:
@@ -41,7 +119,7 @@ class Change:
         pairs, self.removed = match(master.outlets, binds)
         arranged = [outlet for outlet in master.outlets if not outlet.text]
         try:
-            for place, (text, outlets) in enumerate(pairs):
+            for place, (text, outlets) in enumerate(pairs, len(arranged)):
                 if not outlets:
                     opened = open_outlets(text, switch=master.options.switch, slots=master.slots, position=place)
                     self.added += opened

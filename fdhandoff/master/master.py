@@ -16,14 +16,13 @@ from ..signals import StopRequests
 from ..system.processes import become_subreaper, members, reap_all
 from . import journal, resume
 from .announce import Announcer
-from .drain import bury, retire
+from .drain import bury, retire, serve_stranded
 from .ending import Ending
 from .keeping import Keeper
-from .listeners import Change
+from .listeners import Change, forbid_canary_on, open_all
 from .loop import Loop, Timer
 from .options import forbid_canary
 from .outlet import Outlet
-from .outlets import open_outlets
 from .readiness import run_command
 from .report import describe
 from .rollout import Rollout
@@ -33,6 +32,7 @@ from .verbs import install
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
@@ -47,7 +47,14 @@ _REAP_SECONDS = 30.0
 class Master:
     """``configure()`` returns the options as they are now: it is asked at the start and again at each upgrade."""
 
-    def __init__(self, configure: Callable[[], Options], say: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        configure: Callable[[], Options],
+        say: Callable[[str], object],
+        given: Sequence[tuple[str, socket.socket]] = (),
+    ) -> None:
+        """``given``: listeners that somebody passed to us, by name; ours from here on."""
+        self._given = list(given)
         self.configure = configure
         self.options = configure()
         self.say = say
@@ -104,10 +111,13 @@ class Master:
         else:
             self._take_the_path()
             if not self.outlets:
-                for position, text in enumerate(self.options.binds):
-                    self.outlets += open_outlets(text, switch=self.options.switch, slots=self.slots, position=position)
+                options = self.options
+                self.outlets = open_all(
+                    self._given, options.binds, switch=options.switch, slots=self.slots, say=self.say
+                )
             for outlet in self.outlets:
-                self.say(f"listening on {outlet.name} {outlet.address} (switch: {outlet.mode})")
+                self.say(f"listening on {outlet.name} {outlet.address} ({outlet.origin}, switch: {outlet.mode})")
+            forbid_canary_on(self.outlets, self.options)
         self._open_health(state)
         if self.endpoint is not None:
             self.endpoint.allow_uids = frozenset(self.options.allow_uids)
@@ -139,7 +149,7 @@ class Master:
         self.endpoint = registry.obtain(self.options.path, mode=mode, group=group)
         left = resume.read_journal(self, journal.path_of(self.endpoint.path))
         if left is not None:
-            resume.readopt(self, left)
+            resume.readopt(self, left, self._given)
 
     def _go_on(self, state: dict[str, Any] | None) -> None:
         """With generations that serve already."""
@@ -150,6 +160,7 @@ class Master:
         self._plan_restart()
         self.changed()
         self.say(f"{self.current} goes on serving")
+        self.spawn(serve_stranded(self))
         self.announcer.ready()
         if state is not None:
             resume.answer(state, {"state": self.state, "version": __version__})
@@ -194,6 +205,7 @@ class Master:
         self._plan_restart()
         self.changed()
         self.say(f"{run} serves")
+        self.spawn(serve_stranded(self))
         self.switched_to(run)
         self.announcer.ready()
 
@@ -278,6 +290,7 @@ class Master:
             forbid_canary(canary, options)
         change = Change(self, options.binds)
         try:
+            forbid_canary_on(change.given(), options if canary is None else options.replaced({"canary": canary}))
             new = self._new_run(options if canary is None else options.replaced({"canary": canary}), change.given())
         except BaseException:
             change.undo()

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 RENAME = "rename"
 
+# Where a listener comes from, in ``status``.
+BOUND, INHERITED = "bound", "inherited"
+
 
 class Outlet:
     """One bound address. ``name`` is the listener's, ``address`` its canonical text, ``mode`` how it switches: ``kernel``
@@ -20,7 +23,8 @@ class Outlet:
     name: str
     address: str
     mode: str
-    text = ""  # as it was bound
+    text = ""  # as it was bound; empty where it was not bound here
+    origin = BOUND
     probed = False
     host = ""
     only = -1  # the one slot whose generation knows this listener, where the others do not
@@ -79,23 +83,39 @@ class Outlet:
         """The connections that wait in the queue of a generation that is dead, accepted."""
         if not self.probed or not self.waiting(slot):
             return []
-        listener, found = self.give(slot), []
-        listener.setblocking(False)
-        while True:
-            try:
-                found.append(listener.accept()[0])
-            except BlockingIOError:
-                return found
-            except ConnectionAbortedError:
-                continue
+        return accept_all(self.give(slot))
+
+    def stranded(self) -> list[socket.socket]:
+        """The connections that wait where no generation of ours accepts, accepted."""
+        return []
 
     def turn_away(self) -> None:
         """From now on new connections reach no generation; how that looks to a client depends on the kind."""
+
+    def give_back(self) -> None:
+        """As ``turn_away``, where somebody else holds this listener, too, and what comes will wait there."""
 
     def sockets(self) -> dict[int, socket.socket]:
         """The sockets that it holds, by slot: what a successor of the master must find again."""
         raise NotImplementedError
 
+    def lent_sockets(self) -> list[socket.socket]:
+        """Those of its sockets that others hold as well."""
+        return []
+
     def close(self, *, unlink: bool) -> None:
         """Ends it; ``unlink`` when no other process serves there."""
         raise NotImplementedError
+
+
+def accept_all(listener: socket.socket) -> list[socket.socket]:
+    """What waits in its queue."""
+    found = []
+    listener.setblocking(False)
+    while True:
+        try:
+            found.append(listener.accept()[0])
+        except BlockingIOError:
+            return found
+        except ConnectionAbortedError:
+            continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 
@@ -12,12 +13,12 @@ from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
 from ..system.switch import Group
 from .options import KERNEL, SHARED
-from .outlet import RENAME, Outlet
+from .outlet import BOUND, INHERITED, RENAME, Outlet, accept_all
 from .renaming import RenameOutlet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
 
 class KernelOutlet(Outlet):
@@ -25,12 +26,25 @@ class KernelOutlet(Outlet):
 
     mode = KERNEL
 
-    def __init__(self, name: str, group: Group, places: dict[int, int] | None = None) -> None:
-        """``places``: which of the group's slots is which of ours, where that is not the same number (found again after a
-        crash, the group has an order of its own)."""
+    def __init__(
+        self,
+        name: str,
+        group: Group,
+        slots: int,
+        places: dict[int, int] | None = None,
+        *,
+        lent: Collection[int] = (),
+        home: int = -1,
+    ) -> None:
+        """``places``: which of the group's slots is which of our ``slots``, where that is not the same number. ``lent``: those
+        of the group's that others hold as well, so that no process may shut them down; each serves one generation at most.
+        ``home``: the one of them where everything shall wait when we have ended."""
         self.name = name
         self._group = group
-        self.places = places or {}
+        self.places = places if places is not None else {slot: slot for slot in range(slots)}
+        self.lent = set(lent)
+        self.home = home
+        self._returned = False
         self._port = group.port
         description = describe(group.slot(0).fileno())
         assert description is not None
@@ -42,13 +56,17 @@ class KernelOutlet(Outlet):
         self._choice: tuple[int, int, float] = (0, -1, 0.0)
 
     def _place(self, slot: int) -> int:
-        return self.places.get(slot, slot)
+        return self.places[slot]
 
     def give(self, slot: int) -> socket.socket:
         return self._group.slot(self._place(slot))
 
     def sockets(self) -> dict[int, socket.socket]:
-        return {slot: self.give(slot) for slot in range(self._group.slots)}
+        return {slot: self.give(slot) for slot in self.places}
+
+    def lent_sockets(self) -> list[socket.socket]:
+        """Those that others hold, too, the one first in which all shall wait at the end."""
+        return [self._group.slot(place) for place in sorted(self.lent, key=lambda place: place != self.home)]
 
     @property
     def group(self) -> Group:
@@ -77,12 +95,32 @@ class KernelOutlet(Outlet):
         return self._group.half_open()
 
     def mend(self, slot: int) -> list[str]:
-        return self._group.check(self._place(slot))
+        wrong = self._group.check(self._place(slot))
+        if "SO_ACCEPTCONN" in wrong:
+            self._is_ours(self._place(slot))  # somebody shut it down, for all who held it
+        return wrong
+
+    def _is_ours(self, place: int) -> None:
+        self.lent.discard(place)
+        self.home = -1 if self.home == place else self.home
 
     def leave(self, slot: int) -> None:
         """A process of that generation may have escaped us, and would go on accepting: it gets nothing of the next one's."""
-        if self._stream:
-            self._group.renew(self._place(slot))
+        place = self._place(slot)
+        if place in self.lent:
+            taken = {*self.lent, *self.places.values()}
+            self.places[slot] = next(other for other in range(self._group.slots) if other not in taken)
+        elif self._stream:
+            self._group.renew(place)
+
+    def forsaken(self, slot: int) -> list[socket.socket]:
+        return [] if self._returned and self._place(slot) == self.home else super().forsaken(slot)
+
+    def stranded(self) -> list[socket.socket]:
+        if self._returned or not self._stream:
+            return []
+        places = self.lent - set(self.places.values())
+        return [client for place in places for client in accept_all(self._group.slot(place))]
 
     def connect_to(self, slot: int) -> socket.socket:
         host, port = self._target()
@@ -114,10 +152,21 @@ class KernelOutlet(Outlet):
 
     def turn_away(self) -> None:
         """What comes from now on is dropped, as if the network had lost it: the client's kernel sends it again, and is refused
-        once the listeners are closed, or served if another service is there by then."""
+        once the listeners are closed, or served if another service is there by then. Where others hold the listener, it waits
+        in their queue for whoever serves next, unless a generation of ours accepts from just that."""
+        if self._returned:
+            return
+        if self.home >= 0 and (not self._stream or self.home not in self.places.values()):
+            self._returned = True
+            self._group.choose(self.home)
+            return
         place = self._group.add_slot()
         self._group.deafen(place)
         self._group.choose(place)
+
+    def give_back(self) -> None:
+        if self.home >= 0:
+            self.turn_away()
 
     def _target(self) -> tuple[str, int]:
         """Where a connection from this host to this very listener goes."""
@@ -126,7 +175,10 @@ class KernelOutlet(Outlet):
         return wildcards.get(host, host), port
 
     def close(self, *, unlink: bool) -> None:  # noqa: ARG002
-        self._group.close()
+        if self.home >= 0:
+            self._group.leave_to(self.home, self.lent)
+        else:
+            self._group.close()
 
 
 class SharedOutlet(Outlet):
@@ -134,8 +186,10 @@ class SharedOutlet(Outlet):
 
     mode = SHARED
 
-    def __init__(self, name: str, sock: socket.socket) -> None:
+    def __init__(self, name: str, sock: socket.socket, *, lent: bool = False) -> None:
+        """``lent``: others hold it as well."""
         self.name = name
+        self.lent = lent
         self._sock = sock
         self._backlog = (listener_queue(sock.fileno()) or (0, 0))[1]
         description = describe(sock.fileno())
@@ -160,7 +214,7 @@ class SharedOutlet(Outlet):
         return ["backlog"]
 
     def close(self, *, unlink: bool) -> None:
-        if unlink and self.address.startswith("unix:/"):
+        if unlink and not self.lent and self.address.startswith("unix:/"):
             unlink_control(self.address[5:], self._sock)
         self._sock.close()
 
@@ -178,7 +232,7 @@ def _open(text: str, switch: str, slots: int, position: int) -> list[Outlet]:
     name = spec.name or f"listener{position}"
     if spec.kind in ("tcp", "udp") and switch == KERNEL:
         try:
-            return [KernelOutlet(name, group) for group in Group.bind(spec, slots)]
+            return [KernelOutlet(name, group, slots) for group in Group.bind(spec, slots)]
         except Unsupported:
             pass  # no such switch on this system: the generations share one queue, and status says so
     if spec.kind == "unix" and not spec.path.startswith(b"\0") and switch == KERNEL:
@@ -186,34 +240,92 @@ def _open(text: str, switch: str, slots: int, position: int) -> list[Outlet]:
     return [SharedOutlet(name, sock) for sock in bind(spec)]
 
 
-def reopen_outlet(mode: str, name: str, text: str, slots: int, found: dict[int, socket.socket]) -> Outlet:
-    """The outlet whose sockets were found again, by slot, in processes that outlived the last master. Takes them."""
+def lend_outlet(
+    name: str, socks: list[socket.socket], *, switch: str, slots: int, origin: str = INHERITED
+) -> tuple[Outlet, str]:
+    """An outlet around sockets of *one* address that came from elsewhere, and which somebody else may hold for ever; and why it
+    is shared where a switch was wanted and can't be had. Takes them, except when it raises.
+
+    Slot 0 gets the first of them, with all that waits in it: it is for the first generation. Several are one group already,
+    such as a dead master left it with whoever kept its sockets; what waits in the others is ``stranded``. At the end all that
+    comes waits in the first. They are never shut down, since that would end them for every holder.
+    """
+    first = socks[0]
+    description = describe(first.fileno())
+    assert description is not None
+    why = ""
+    outlet: Outlet | None = None
+    if switch == KERNEL and description.family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            if len(socks) == 1:
+                outlet = KernelOutlet(name, Group.join(first, slots + 1), slots, lent={0}, home=0)
+            else:
+                outlet = _group_of(name, {}, socks, slots)
+        except Unsupported as error:
+            why = str(error)
+    elif description.family == socket.AF_UNIX and switch == KERNEL:
+        why = "its path is for whoever passed it to keep or to move"
+    if outlet is None:
+        for sock in socks[1:]:
+            sock.close()
+        outlet = SharedOutlet(name, first, lent=True)
+    for sock in outlet.sockets().values():
+        os.set_blocking(sock.fileno(), False)
+    outlet.origin = origin
+    return outlet, why
+
+
+def reopen_outlet(
+    mode: str,
+    name: str,
+    text: str,
+    slots: int,
+    found: dict[int, socket.socket],
+    lent: Sequence[socket.socket] = (),
+) -> Outlet:
+    """The outlet whose sockets were found again, by slot, in processes that outlived the last master; ``lent`` are those that
+    others hold. Takes them all."""
     outlet: Outlet
     if mode == KERNEL:
-        # The sockets of idle slots ended with the last master, so the kernel has moved the others: it is asked for the order.
-        group = Group.from_sockets(list(found.values()), slots, in_order=False)
-        outlet = KernelOutlet(name, group, _places(group, found, slots))
+        outlet = _group_of(name, found, lent, slots)
     elif mode == RENAME:
         outlet = RenameOutlet(name, parse_bind(text), found)
     else:
-        first, *others = found.values()
+        first, *others = [*found.values(), *lent]
         for sock in others:
             sock.close()
-        outlet = SharedOutlet(name, first)
+        outlet = SharedOutlet(name, first, lent=not text)
     outlet.text = text
+    outlet.origin = BOUND if text else INHERITED
     return outlet
 
 
-def _places(group: Group, found: dict[int, socket.socket], slots: int) -> dict[int, int]:
-    """Our slots as the group's: those with a socket where it is, the idle ones in what is left."""
-    places = {}
-    for slot, sock in found.items():
-        description = describe(sock.fileno())
-        place = group.slot_of(description.cookie) if description is not None else None
-        if place is not None:
-            places[slot] = place
-    free = iter(sorted(set(range(slots)) - set(places.values())))
-    for slot in range(slots):
-        if slot not in places:
-            places[slot] = next(free)
-    return places
+def _group_of(name: str, found: dict[int, socket.socket], lent: Sequence[socket.socket], slots: int) -> KernelOutlet:
+    """A group that is one already, in an order that the kernel is asked for: the sockets of idle slots ended with whoever
+    made it, so the others have moved. ``found``: ours, by slot; ``lent``: what others hold, which may be the same ones."""
+    by_cookie = {_cookie(sock): sock for sock in found.values()}
+    cookies = [_cookie(sock) for sock in lent]
+    for cookie, sock in zip(cookies, lent, strict=True):
+        if by_cookie.setdefault(cookie, sock) is not sock:
+            sock.close()
+    group = Group.from_sockets(list(by_cookie.values()), slots + len(cookies), in_order=False)
+    of = {cookie: place for cookie in by_cookie if (place := group.slot_of(cookie)) is not None}
+    places = {slot: of[_cookie(sock)] for slot, sock in found.items()}
+    if not found:
+        places[0] = of[cookies[0]]
+    others = [of[cookie] for cookie in cookies]
+    return KernelOutlet(
+        name, group, slots, spread(places, others, slots), lent=others, home=others[0] if others else -1
+    )
+
+
+def spread(places: dict[int, int], lent: Collection[int], slots: int) -> dict[int, int]:
+    """A place for each of ``slots``: those that have one keep it, the others get the lowest that nobody has."""
+    taken = {*places.values(), *lent}
+    free = (place for place in itertools.count() if place not in taken)
+    return {slot: places[slot] if slot in places else next(free) for slot in range(slots)}
+
+
+def _cookie(sock: socket.socket) -> int:
+    description = describe(sock.fileno())
+    return description.cookie if description is not None else 0

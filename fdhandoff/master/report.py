@@ -32,6 +32,7 @@ def status(master: Master) -> dict[str, Any]:
                 "name": outlet.name,
                 "address": outlet.address,
                 "switch": outlet.mode,
+                "origin": outlet.origin,
                 "queue": outlet.waiting(slot),
                 "backlog": outlet.backlog(slot),
             }

@@ -26,8 +26,8 @@ from ..system.switch import Group
 from . import journal
 from .keeping import KEPT
 from .options import KERNEL
-from .outlet import Outlet
-from .outlets import KernelOutlet, reopen_outlet
+from .outlet import BOUND, Outlet
+from .outlets import KernelOutlet, reopen_outlet, spread
 from .run import CANARY, SERVING, STARTING, Run, kill_group
 from .tasks import Future, first, sleep
 
@@ -68,7 +68,9 @@ def snapshot(master: Master) -> dict[str, Any]:
                 "name": outlet.name,
                 "text": outlet.text,
                 "address": outlet.address,
+                "origin": outlet.origin,
                 "cookies": {str(slot): _cookie(sock) for slot, sock in outlet.sockets().items()},
+                "lent": [_cookie(sock) for sock in outlet.lent_sockets()],
             }
             for outlet in master.outlets
         ],
@@ -128,9 +130,9 @@ def _named_alive(path: str) -> list[int]:
     return found
 
 
-def readopt(master: Master, state: dict[str, Any]) -> bool:
+def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket.socket]]) -> bool:
     """Takes over what a dead master left, if any of it lives: whether it did. The listeners are found in the processes that
-    still hold them."""
+    still hold them, and among those that were ``given`` to us, from where they are taken out."""
     alive = _living(state)
     for entry in state["runs"]:
         if entry["number"] in alive and entry["state"] == STARTING and entry["number"] != state["current"]:
@@ -152,16 +154,46 @@ def readopt(master: Master, state: dict[str, Any]) -> bool:
                 found[cookie] = sock
     for entry in state["outlets"]:
         mine = {int(slot): found.pop(cookie) for slot, cookie in entry["cookies"].items() if cookie in found}
-        if mine:
-            master.outlets.append(reopen_outlet(entry["mode"], entry["name"], entry["text"], master.slots, mine))
+        if not mine:
+            continue
+        lent = [pair for pair in given if _of_address(pair[1], entry, mine)]
+        for pair in lent:
+            given.remove(pair)
+        known = entry.get("lent", [])
+        socks = sorted((sock for _, sock in lent), key=lambda sock: _cookie(sock) not in known[:1])
+        outlet = reopen_outlet(entry["mode"], entry["name"], entry["text"], master.slots, mine, socks)
+        outlet.origin = entry.get("origin", BOUND)
+        master.outlets.append(outlet)
+    for name, sock in given:
+        master.say(f"{name} was passed, but no generation that lives has it: it is left alone until the next start")
+        sock.close()
+    given.clear()
     _restore(master, state, alive)
     return True
+
+
+def _of_address(sock: socket.socket, entry: dict[str, Any], mine: dict[int, socket.socket]) -> bool:
+    """Whether it is of the same group as what was found, or the very same."""
+    description = describe(sock.fileno())
+    if description is None:
+        return False
+    like = next(iter(mine.values()))
+    return description.cookie in entry["cookies"].values() or (
+        entry["mode"] == KERNEL and description.address == entry["address"] and sock.type == like.type
+    )
 
 
 def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
     """A generation that was started in the moment in which the master died is not in the journal. It would accept, and
     nobody would know of it: it is found by the queue that it was given."""
-    cookies = {cookie for entry in state["outlets"] if entry["mode"] == KERNEL for cookie in entry["cookies"].values()}
+    # What others hold they hold rightly: it proves nothing.
+    cookies = {
+        cookie
+        for entry in state["outlets"]
+        if entry["mode"] == KERNEL
+        for cookie in entry["cookies"].values()
+        if cookie not in entry.get("lent", ())
+    }
     ports = {int(entry["address"].rpartition(":")[2]) for entry in state["outlets"] if entry["mode"] == KERNEL}
     queues = {
         seen.inode
@@ -273,7 +305,8 @@ def is_dry_run(environ: MutableMapping[str, str]) -> bool:
 def rehearse(master: Master, state: dict[str, Any]) -> int:
     """The new master, started beside the old one, which lives: can it read the state, and its own configuration?"""
     for entry in state["outlets"]:
-        parse_bind(entry["text"])
+        if entry["text"]:
+            parse_bind(entry["text"])
     for entry in state["runs"]:
         master.options.replaced({**entry.get("options", {}), "command": entry["command"]})
     return 0
@@ -359,6 +392,7 @@ def exec_state(master: Master) -> tuple[dict[str, Any], list[int]]:
         if isinstance(outlet, KernelOutlet):
             entry["members"] = [sock.fileno() for sock in outlet.group.members()]
             entry["places"] = {str(slot): place for slot, place in outlet.places.items()}
+            entry["lent_places"], entry["home"] = sorted(outlet.lent), outlet.home
             kept += entry["members"]
         else:
             entry["fds"] = {str(slot): sock.fileno() for slot, sock in outlet.sockets().items()}
@@ -396,9 +430,13 @@ def _outlet_of(entry: dict[str, Any], slots: int) -> Outlet:
     if entry["mode"] != KERNEL:
         found = {int(slot): _kept(fd) for slot, fd in entry["fds"].items()}
         return reopen_outlet(entry["mode"], entry["name"], entry["text"], slots, found)
-    group = Group.from_sockets([_kept(fd) for fd in entry["members"]], slots)
-    outlet = KernelOutlet(entry["name"], group, {int(slot): place for slot, place in entry["places"].items()})
+    lent, home = entry.get("lent_places", ()), entry.get("home", -1)
+    places = spread({int(slot): place for slot, place in entry["places"].items()}, lent, slots)
+    count = 1 + max(*places.values(), *lent)
+    group = Group.from_sockets([_kept(fd) for fd in entry["members"]], count)
+    outlet = KernelOutlet(entry["name"], group, slots, places, lent=lent, home=home)
     outlet.text = entry["text"]
+    outlet.origin = entry.get("origin", BOUND)
     return outlet
 
 

@@ -61,8 +61,12 @@ _OUTLET = {
     "text": str,
     "address": str,
     "cookies": {"": int},
+    "origin?": str,
+    "lent?": [int],
     "members?": [int],
     "places?": {"": int},
+    "lent_places?": [int],
+    "home?": int,
     "fds?": {"": int},
 }
 _STATE = {

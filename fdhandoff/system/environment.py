@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 
-from ..errors import EnvironmentInvalid
+from ..errors import EnvironmentInvalid, ListenerError
 from ..listener import check_name
-from .fds import is_open, set_cloexec
+from .fds import close_all, describe, is_open, set_cloexec, socket_from_fd
 from .native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable, MutableMapping
 
 LISTEN_FDS = "LISTEN_FDS"
@@ -71,6 +72,16 @@ def take(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, int]]:
     fds = range(FIRST_FD, FIRST_FD + count)
     set_cloexec(fds)
     return list(zip(names, fds, strict=True))
+
+
+def take_sockets(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, socket.socket]]:
+    """``take``, for who expects sockets and nothing else. ``ListenerError`` when something else came; all is closed then."""
+    came = take(environ, pid)
+    for name, fd in came:
+        if describe(fd) is None:
+            close_all([fd for _, fd in came])
+            raise ListenerError(f"{LISTEN_FDS} passes descriptor {fd} as {name!r}, which is no socket")
+    return [(name, socket_from_fd(fd)) for name, fd in came]
 
 
 def addressee(environ: MutableMapping[str, str]) -> int | None:

@@ -35,7 +35,7 @@ from .native import check, features, ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from typing import Any
 
     from .sockets import BindSpec
@@ -434,6 +434,35 @@ class Group:
         # From the end: as long as there are others behind it, none takes the index of one that stays.
         while self._members:
             self._members.pop().close()
+
+    def leave_to(self, index: int, others: Collection[int] = ()) -> None:
+        """Closes every socket of ours so that from now on all goes to this slot's, which somebody else holds too. ``others``
+        are further slots that outlive us. What comes in the moment in which the kernel renumbers the members is dropped, as
+        if the network had lost it. No generation may serve the rest any more. Idempotent.
+        """
+        if not self._members:
+            return
+        staying = {range(self.slots)[place] for place in (index, *others)}
+        for place, sock in enumerate(self._members):
+            if place not in staying:
+                _be_deaf(sock, 255, [(0x06, 0, 0, 0)])
+        order = list(range(len(self._members)))
+        leaving = []
+        while order[-1] not in staying:
+            leaving.append(order.pop())
+        for place in range(len(order)):
+            while place < len(order) and order[place] not in staying:
+                leaving.append(order[place])
+                order[place] = order[-1]
+                order.pop()
+        # Where the slot will be there is itself now, or one that is deaf and gives way to it.
+        final = order.index(range(self.slots)[index])
+        self._attach(Choice(range(final, final + 1)))
+        for place in leaving:
+            self._members[place].close()
+        for place in order:
+            self._members[place].close()
+        self._members = []
 
     # --- members --------------------------------------------------------------------------------------------------
 

@@ -422,6 +422,20 @@ def test_an_adopted_listener_becomes_slot_0() -> None:
             sock.accept()[0].close()
 
 
+@pytest.mark.parametrize(("index", "others"), [(0, []), (1, []), (2, []), (2, [0]), (0, [2]), (1, [2]), (1, [0, 2])])
+def test_a_group_leaves_everything_to_one_slot_that_somebody_else_holds(index: int, others: list[int]) -> None:
+    with bound("127.0.0.1:0") as group, contextlib.ExitStack() as holders:
+        held = [holders.enter_context(group.slot(place).dup()) for place in (index, *others)]
+        address = target(group)
+        group.leave_to(index, others)
+        assert group.members() == []
+        for _ in range(20):
+            with socket.create_connection(address, timeout=5):
+                queues = [(listener_queue(sock.fileno()) or (0, 0))[0] for sock in held]
+                assert queues == [1] + [0] * len(others)
+                held[0].accept()[0].close()
+
+
 def test_no_connection_lands_elsewhere_while_others_join_a_busy_listener() -> None:
     with listener() as sock:
         port = sock.getsockname()[1]
