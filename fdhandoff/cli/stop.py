@@ -1,8 +1,15 @@
-"""``stop``: a service ends, once what it has begun is finished or its grace period is over."""
+"""``stop``: a service ends, once what it has begun is finished or its grace period is over; or what a dead master left does."""
 
 from __future__ import annotations
 
+import json
+import os
+
+from ..client import ask
+from ..errors import HandoffError
+from .outcome import REFUSED, Failure, UsageError, say
 from .steering import Steering, arguments_of, steer
+from .target import chosen_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,18 +21,59 @@ EPILOG = """\
 examples:
   fdhandoff-cli stop --name app --wait
   fdhandoff-cli stop --pid 4711 --wait --timeout 40s
+  ExecStopPost=fdhandoff-cli stop --left-over --path /run/app/handoff.sock
 
 Every process is told at once to finish and end, and killed when the grace period is over; a second stop does not wait for that.
 Use `drain`, which is what TERM does, for a server that cuts its connections when it is told to end.
 
-exit status: 0 it was told (--wait: it has ended); 1 refused, or it has not ended in time; 2 wrong usage; 3 the system said no;
-4 nobody serves there.
+--left-over ends the generations of a master that is dead. As ExecStopPost= of a systemd unit it leaves them alone after a crash
+(SERVICE_RESULT is signal, core-dump, watchdog or oom-kill), since the next start finds them again and goes on.
+
+exit status: 0 it was told (--wait: it has ended), nothing is left over; 1 refused, or it has not ended in time; 2 wrong usage;
+3 the system said no; 4 nobody serves there.
 """
+
+# systemd's words for an end that nobody asked for, after which Restart= starts the service again.
+_CRASHES = ("signal", "core-dump", "watchdog", "oom-kill")
+_PATIENCE_SECONDS = 10.0
+_ANSWER_SECONDS = 2.0
 
 
 def arguments(parser: Parser) -> None:
     arguments_of(parser, waits=True)
+    parser.add_argument(
+        "--left-over", action="store_true", help="end what a dead master left, within --timeout (10s), then by SIGKILL"
+    )
 
 
 def run(options: Namespace) -> int:
+    if options.left_over:
+        return _clean_up(options)
     return steer(options, Steering("stop", summary=lambda _: "stopping", ended="stopped"))
+
+
+def _clean_up(options: Namespace) -> int:
+    if options.pid is not None:
+        raise UsageError("--left-over wants the path or the name: the process that served there is dead")
+    path = chosen_target(options)
+    result = os.environ.get("SERVICE_RESULT", "")
+    ended: list[int] = []
+    if result in _CRASHES:
+        say(f"the master was ended by {result}: what it left is for the next start, which finds it again")
+    elif _answers(path):
+        raise Failure(f"a live process answers at {path}: nothing is left over; stop ends it in good order", REFUSED)
+    else:
+        from ..master.leftover import end_left_over
+
+        ended = end_left_over(path, _PATIENCE_SECONDS if options.timeout is None else options.timeout, say)
+    if options.json:
+        print(json.dumps({"schema": 1, "ended": ended}))
+    return 0
+
+
+def _answers(path: str) -> bool:
+    try:
+        ask(path, "status", timeout=_ANSWER_SECONDS)
+    except HandoffError:
+        return False
+    return True

@@ -15,6 +15,7 @@ from ..control import Reply
 from ..deadline import after
 from ..errors import OLD, HandoffError, SystemCallError, UpgradeError
 from ..successor import START_DIRECTORY, own_command
+from ..system import environment
 from ..system.adoption import sockets_of
 from ..system.channel import Channel
 from ..system.connections import bound, inodes_of
@@ -133,7 +134,7 @@ def _named_alive(path: str) -> list[int]:
 def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket.socket]]) -> bool:
     """Takes over what a dead master left, if any of it lives: whether it did. The listeners are found in the processes that
     still hold them, and among those that were ``given`` to us, from where they are taken out."""
-    alive = _living(state)
+    alive = living(state)
     for entry in state["runs"]:
         if entry["number"] in alive and entry["state"] == STARTING and entry["number"] != state["current"]:
             # It was not to serve yet. Before its queue can get a connection that it would take with it.
@@ -207,7 +208,8 @@ def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
         if pid in family or pid == os.getpid():
             continue
         try:
-            stray = bool(queues & inodes_of([pid]))
+            # A service manager may hold them, too, and rightly.
+            stray = _was_started_by_a_master(pid) and bool(queues & inodes_of([pid]))
         except SystemCallError:
             continue  # another user's: none that we started
         if stray:
@@ -215,7 +217,15 @@ def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
             _end([process for process in [_find([pid, 0])] if process is not None])
 
 
-def _living(state: dict[str, Any]) -> dict[int, list[Process]]:
+def _was_started_by_a_master(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"\0{environment.GENERATION}=".encode() in b"\0" + file.read()
+    except OSError:
+        return False  # it has ended, or is another user's: none that we started
+
+
+def living(state: dict[str, Any]) -> dict[int, list[Process]]:
     """Of each generation in the state, by its number, the processes that are alive; none without any."""
     found = {}
     for entry in state["runs"]:
@@ -420,7 +430,7 @@ def resume(master: Master, state: dict[str, Any]) -> None:
         control = socket_from_fd(state["control"])
         control.set_inheritable(False)
         master.endpoint = registry.adopt(master.options.path, control, 0)
-    alive = _living(state)
+    alive = living(state)
     if not alive:
         raise HandoffError("no generation outlived the upgrade of the master", serving="nobody")
     _restore(master, state, alive)
