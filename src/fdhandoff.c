@@ -21,6 +21,13 @@
  * however large it is, and the child reports an error through the parent's own memory. It calls nothing that takes a
  * lock, and changes identity by raw system calls, since the C library would tell the parent's other threads to.
  *
+ * Relay. A fork that never execs, so it starts with a copy of all that its parent has. What it inherits it gives back: every
+ * private mapping but its stack, its thread-local storage and the few libraries that it calls. After that nothing of the
+ * program is there any more, not even what the dynamic linker would need to look a function up, so it calls the C library
+ * only by pointers that were resolved when the program was loaded. All that it knows is in shared memory: a ring per stream
+ * that read(2) fills and write(2) empties in place, and two counts. So its successor can go on where it was killed, and
+ * whoever has the memory can read the end of the stream.
+ *
  * Switch. A classic BPF program of a SO_REUSEPORT group returns the index of the member that gets the connection. It
  * reads the packet's network header by negative offsets.
  *
@@ -63,6 +70,7 @@
 #include <grp.h>
 
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -108,6 +116,28 @@
 
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE is set on the socket instead */
+#endif
+
+/* Sanitizers keep books of the memory in that memory. */
+#define FDH_ADDRESS_SANITIZER 0
+#define FDH_SANITIZED 0
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#undef FDH_ADDRESS_SANITIZER
+#define FDH_ADDRESS_SANITIZER 1
+#endif
+#if __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#undef FDH_SANITIZED
+#define FDH_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) && !FDH_ADDRESS_SANITIZER
+#undef FDH_ADDRESS_SANITIZER
+#define FDH_ADDRESS_SANITIZER 1
+#endif
+#if (defined(__SANITIZE_THREAD__) || FDH_ADDRESS_SANITIZER) && !FDH_SANITIZED
+#undef FDH_SANITIZED
+#define FDH_SANITIZED 1
 #endif
 
 /* The kernel's own limit is 253 (SCM_MAX_FD); a peer that is not ours may use it. */
@@ -954,8 +984,8 @@ int fdh_gate_settle(struct fdh_gate *gate, uint32_t index, int64_t pid, uint64_t
     return 0;
 }
 
-/* Clock ticks since boot at which this process started, or 0. */
-static uint64_t own_start(void) {
+/* A number of /proc/self/stat, by its field (from 3 on), or 0. */
+static uint64_t own_stat(int wanted) {
 #if defined(__linux__)
     char text[1024];
     int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
@@ -967,14 +997,15 @@ static uint64_t own_start(void) {
         return 0;
     text[got] = '\0';
     const char *at = strrchr(text, ')'); /* the second field is the command, which may contain anything */
-    for (int field = 2; at != NULL && field < 22; field++)
+    for (int field = 2; at != NULL && field < wanted; field++)
         at = strchr(at + 1, ' ');
-    uint64_t ticks = 0;
+    uint64_t number = 0;
     if (at != NULL)
         for (at++; *at >= '0' && *at <= '9'; at++)
-            ticks = ticks * 10 + (uint64_t)(*at - '0');
-    return ticks;
+            number = number * 10 + (uint64_t)(*at - '0');
+    return number;
 #else
+    (void)wanted;
     return 0;
 #endif
 }
@@ -988,7 +1019,7 @@ int fdh_gate_attach(struct fdh_gate *gate) {
             atomic_store(&slot->accepting, 0);
             atomic_store(&slot->idle, 0);
             atomic_store(&slot->detached, 0);
-            atomic_store(&slot->started, own_start());
+            atomic_store(&slot->started, own_stat(22)); /* clock ticks since boot */
             atomic_store(&slot->pid, self);
             gate->slot = slot;
             gate->slot_index = (int32_t)i;
@@ -1503,12 +1534,7 @@ static int spawn_by_fork(struct child *child, pid_t *pidp) {
 #else
 /* The child's frames on the borrowed stack never returned, so the address sanitizer takes what they poisoned for poisoned
  * still, and would blame whoever uses that part of the parent's stack next. */
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define FDH_ADDRESS_SANITIZER 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(FDH_ADDRESS_SANITIZER)
+#if FDH_ADDRESS_SANITIZER
 extern void __asan_unpoison_memory_region(void const volatile *address, size_t size);
 #define FORGET_STACK(stack) __asan_unpoison_memory_region(stack, sizeof stack)
 #else
@@ -1560,6 +1586,612 @@ int fdh_spawn(const struct fdh_spawn *spawn, int64_t *pidp, int *pidfdp, int *st
     *pidfdp = pidfd;
     return 0;
 }
+
+/* --- relay -------------------------------------------------------------------------------------------- */
+
+#define RELAY_MAGIC 0x46444872656c6131u /* "FDHrela1" */
+#define RELAY_PIECE 4096 /* PIPE_BUF on Linux: so much goes into a pipe as a whole, or not at all */
+#define RELAY_LOOK_MS 100
+/* What is kept, and the place that the read under way may be writing to. */
+#define RELAY_RING (FDH_RELAY_KEPT + RELAY_PIECE)
+
+struct relay_stream {
+    _Atomic uint64_t taken;    /* bytes read, by all relays so far; the last ones are in the ring */
+    _Atomic uint64_t given;    /* of these, written or dropped: at most 2 * RELAY_PIECE behind */
+    _Atomic uint64_t dropped;
+    _Atomic uint32_t reading;  /* between a read and its note of it */
+    _Atomic uint32_t cut;      /* of the prefix of the line that begins at `given`, what is written already */
+    unsigned char ring[RELAY_RING];
+};
+
+struct relay_memory {
+    _Atomic uint64_t magic;
+    struct relay_stream streams[FDH_RELAY_STREAMS];
+};
+
+#if FDH_LINUX
+
+int fdh_relay_create(int *memory_fdp) {
+    int fd = memfd_create("fdhandoff-relay", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -errno;
+    static const uint64_t magic = RELAY_MAGIC;
+    if (ftruncate(fd, (off_t)sizeof(struct relay_memory)) < 0 ||
+        pwrite(fd, &magic, sizeof magic, (off_t)offsetof(struct relay_memory, magic)) != (ssize_t)sizeof magic ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+        int error = errno != 0 ? -errno : -EIO;
+        fdh_close(fd);
+        return error;
+    }
+    *memory_fdp = fd;
+    return 0;
+}
+
+static int relay_map(int fd, int protection, struct relay_memory **memoryp) {
+    struct stat status;
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || fstat(fd, &status) < 0)
+        return errno == EINVAL ? -EBADMSG : -errno; /* EINVAL: no memfd */
+    if (!(seals & F_SEAL_SHRINK) || status.st_size != (off_t)sizeof(struct relay_memory))
+        return -EBADMSG; /* touching a mapping beyond the end of its file is SIGBUS */
+    void *memory = mmap(NULL, sizeof(struct relay_memory), protection, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED)
+        return -errno;
+    if (atomic_load(&((struct relay_memory *)memory)->magic) != RELAY_MAGIC) {
+        munmap(memory, sizeof(struct relay_memory));
+        return -EBADMSG;
+    }
+    *memoryp = memory;
+    return 0;
+}
+
+int fdh_relay_read(int memory_fd, uint32_t stream, int from, void *buffer, size_t capacity, size_t *np, uint64_t *readp,
+                   uint64_t *droppedp) {
+    struct relay_memory *memory;
+    if (stream >= FDH_RELAY_STREAMS)
+        return -EINVAL;
+    int error = relay_map(memory_fd, PROT_READ, &memory);
+    if (error < 0)
+        return error;
+    struct relay_stream *s = &memory->streams[stream];
+    /* In this order: what has left the pipe is being noted, or was before we look. */
+    struct pollfd p = {.fd = from, .events = POLLIN, .revents = 0};
+    bool more = from >= 0 && poll(&p, 1, 0) > 0 && (p.revents & POLLIN) != 0;
+    if (from >= 0 && atomic_load(&s->reading) != 0)
+        more = true;
+    uint64_t taken = atomic_load(&s->taken);
+    size_t n = taken < FDH_RELAY_KEPT ? (size_t)taken : FDH_RELAY_KEPT;
+    if (n > capacity)
+        n = capacity;
+    uint64_t begin = taken - n;
+    for (size_t done = 0; done < n;) {
+        size_t at = (size_t)((begin + done) % RELAY_RING);
+        size_t part = RELAY_RING - at < n - done ? RELAY_RING - at : n - done;
+        memcpy((unsigned char *)buffer + done, s->ring + at, part);
+        done += part;
+    }
+    /* Meanwhile the relay has read on: what it may have overwritten is older than this. */
+    uint64_t now = atomic_load(&s->taken);
+    uint64_t oldest = now > FDH_RELAY_KEPT ? now - FDH_RELAY_KEPT : 0;
+    size_t lost = oldest > begin ? (size_t)(oldest - begin) : 0;
+    if (lost >= n)
+        n = 0;
+    else if (lost > 0) {
+        n -= lost;
+        memmove(buffer, (unsigned char *)buffer + lost, n);
+    }
+    *np = n;
+    *readp = taken;
+    *droppedp = atomic_load(&s->dropped);
+    munmap(memory, sizeof *memory);
+    return more ? FDH_MORE : 0;
+}
+
+/* Whatever the relay calls once it has given its memory back. Read by way of `volatile`, so that the compiler makes no
+ * direct calls of them, which might be bound late. */
+struct relay_calls {
+    int (*open)(const char *, int, ...);
+    int (*close)(int);
+    ssize_t (*read)(int, void *, size_t);
+    ssize_t (*writev)(int, const struct iovec *, int);
+    int (*poll)(struct pollfd *, nfds_t, int);
+    int (*fcntl)(int, int, ...);
+    int (*clock_gettime)(clockid_t, struct timespec *);
+    int (*madvise)(void *, size_t, int);
+    long (*syscall)(long, ...);
+};
+static const volatile struct relay_calls relay_calls = {open, close,         read,    writev, poll,
+                                                        fcntl, clock_gettime, madvise, syscall};
+
+struct relay_end {
+    struct relay_stream *shared;
+    int from, to;  /* from: -1 once it has come to its end */
+    bool drained;  /* nothing more is in the pipe at this moment */
+    int64_t late;  /* when a piece for a non-blocking target is dropped; 0: it is not waiting */
+    size_t piece;  /* bytes of the stream that the next write would carry */
+    int n_parts;
+    struct iovec parts[384];
+};
+
+struct relay_run {
+    struct relay_calls call;
+    int *error; /* errno of this thread */
+    const struct fdh_relay *relay;
+    int memory_fd;
+    size_t prefix_size;
+    unsigned char prefix[FDH_RELAY_PREFIX_MAX];
+    struct relay_end ends[FDH_RELAY_STREAMS];
+};
+
+/* - giving back - */
+
+#if !FDH_SANITIZED
+struct relay_mapping {
+    uintptr_t begin, end;
+    uint64_t device, inode;
+    bool private;
+    char name; /* of one that is no file, its first letter: h(eap), s(tack), v(dso), a(non:…), or 0 */
+};
+
+static uint64_t relay_number(const char **at, unsigned base) {
+    uint64_t number = 0;
+    for (;; ++*at) {
+        char c = **at;
+        unsigned digit = c >= '0' && c <= '9' ? (unsigned)(c - '0') : c >= 'a' && c <= 'f' ? (unsigned)(c - 'a') + 10 : 16;
+        if (digit >= base)
+            return number;
+        number = number * base + digit;
+    }
+}
+
+/* A line of /proc/self/maps: "begin-end rwxp offset major:minor inode   name". */
+static void relay_parse(const char *at, struct relay_mapping *mapping) {
+    mapping->begin = (uintptr_t)relay_number(&at, 16);
+    at += *at == '-';
+    mapping->end = (uintptr_t)relay_number(&at, 16);
+    at += *at == ' ';
+    mapping->private = false;
+    for (; *at != ' ' && *at != '\0'; at++)
+        mapping->private = *at == 'p';
+    at += *at == ' ';
+    relay_number(&at, 16);
+    at += *at == ' ';
+    mapping->device = relay_number(&at, 16) << 32;
+    at += *at == ':';
+    mapping->device |= relay_number(&at, 16);
+    at += *at == ' ';
+    mapping->inode = relay_number(&at, 10);
+    while (*at == ' ')
+        at++;
+    mapping->name = at[0] == '[' ? at[1] : '\0';
+}
+
+/* Calls `each` for every mapping, with the one before. */
+static void relay_each_mapping(struct relay_run *run, void *context,
+                               void (*each)(struct relay_run *, void *, const struct relay_mapping *)) {
+    char buffer[1024], line[128];
+    size_t length = 0;
+    int fd = run->call.open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    for (;;) {
+        ssize_t got = run->call.read(fd, buffer, sizeof buffer);
+        if (got <= 0)
+            break;
+        for (ssize_t i = 0; i < got; i++)
+            if (buffer[i] == '\n') {
+                struct relay_mapping mapping;
+                line[length] = '\0';
+                relay_parse(line, &mapping);
+                each(run, context, &mapping);
+                length = 0;
+            } else if (length < sizeof line - 1)
+                line[length++] = buffer[i];
+    }
+    run->call.close(fd);
+}
+
+#define RELAY_FILES 8
+struct relay_kept {
+    uintptr_t addresses[12]; /* of code or data that is needed */
+    size_t n_addresses;
+    uint64_t files[RELAY_FILES][2];
+    size_t n_files;
+    uintptr_t end; /* of the last mapping of a kept file: what follows it at once is its .bss */
+};
+
+static bool relay_holds(const struct relay_kept *kept, const struct relay_mapping *mapping) {
+    for (size_t i = 0; i < kept->n_addresses; i++)
+        if (kept->addresses[i] >= mapping->begin && kept->addresses[i] < mapping->end)
+            return true;
+    return false;
+}
+
+static bool relay_knows(const struct relay_kept *kept, const struct relay_mapping *mapping) {
+    for (size_t i = 0; i < kept->n_files; i++)
+        if (kept->files[i][0] == mapping->device && kept->files[i][1] == mapping->inode)
+            return true;
+    return false;
+}
+
+static void relay_note_file(struct relay_run *run, void *context, const struct relay_mapping *mapping) {
+    struct relay_kept *kept = context;
+    (void)run;
+    if (mapping->inode != 0 && relay_holds(kept, mapping) && !relay_knows(kept, mapping) && kept->n_files < RELAY_FILES) {
+        kept->files[kept->n_files][0] = mapping->device;
+        kept->files[kept->n_files++][1] = mapping->inode;
+    }
+}
+
+static void relay_drop_mapping(struct relay_run *run, void *context, const struct relay_mapping *mapping) {
+    struct relay_kept *kept = context;
+    if (!mapping->private)
+        return;
+    if (mapping->inode != 0 && relay_knows(kept, mapping)) {
+        kept->end = mapping->end;
+        return;
+    }
+    bool heap = mapping->name == 'h', named = mapping->name != '\0' && mapping->name != 'a';
+    if (relay_holds(kept, mapping) || (!heap && (named || mapping->begin == kept->end)))
+        return;
+    run->call.madvise((void *)mapping->begin, mapping->end - mapping->begin, MADV_DONTNEED);
+}
+
+/* From here on only run->call may be called. (test: a_relay_gives_back_the_memory_that_it_inherited) */
+static void relay_give_back(struct relay_run *run) {
+    struct relay_kept kept;
+    size_t n = 0;
+    kept.addresses[n++] = (uintptr_t)run; /* the stack */
+    kept.addresses[n++] = (uintptr_t)run->error;
+    kept.addresses[n++] = (uintptr_t)&relay_calls;
+    kept.addresses[n++] = (uintptr_t)getauxval(AT_BASE); /* the dynamic linker, whose data the C library reads */
+    kept.addresses[n++] = (uintptr_t)run->call.read;
+    kept.addresses[n++] = (uintptr_t)run->call.writev;
+    kept.addresses[n++] = (uintptr_t)run->call.poll;
+    kept.addresses[n++] = (uintptr_t)run->call.fcntl;
+    kept.addresses[n++] = (uintptr_t)run->call.clock_gettime;
+    kept.addresses[n++] = (uintptr_t)run->call.open;
+    kept.addresses[n++] = (uintptr_t)run->call.madvise;
+    kept.n_addresses = n;
+    kept.n_files = 0;
+    kept.end = 0;
+    /* In a program that is not position-independent even a pointer may lead to a stub that is bound when it is first called. */
+    struct timespec ts;
+    run->call.writev(-1, NULL, 0);
+    run->call.poll(NULL, 0, 0);
+    run->call.fcntl(-1, F_GETFL);
+    run->call.clock_gettime(CLOCK_MONOTONIC, &ts);
+    run->call.madvise(NULL, 0, MADV_DONTNEED);
+    run->call.syscall(SYS_getpid);
+    relay_each_mapping(run, &kept, relay_note_file);
+    if (kept.n_files > 0 && kept.n_files < RELAY_FILES)
+        relay_each_mapping(run, &kept, relay_drop_mapping);
+}
+#endif
+
+/* - passing on - */
+
+static unsigned char relay_byte(const struct relay_end *end, uint64_t position) {
+    return end->shared->ring[position % RELAY_RING];
+}
+
+/* The position behind the last line's end in [from, to), or `from` when there is none. */
+static uint64_t relay_last_line(const struct relay_end *end, uint64_t from, uint64_t to) {
+    while (to > from && relay_byte(end, to - 1) != '\n')
+        to--;
+    return to;
+}
+
+/* Reads until a piece is full or nothing more is there. */
+static void relay_take(struct relay_run *run, struct relay_end *end) {
+    struct relay_stream *s = end->shared;
+    end->drained = true;
+    while (end->from >= 0) {
+        uint64_t taken = atomic_load(&s->taken);
+        if (taken - atomic_load(&s->given) >= RELAY_PIECE) {
+            end->drained = false;
+            return;
+        }
+        size_t at = (size_t)(taken % RELAY_RING);
+        size_t room = RELAY_RING - at < RELAY_PIECE ? RELAY_RING - at : RELAY_PIECE;
+        atomic_store(&s->reading, 1);
+        ssize_t got = run->call.read(end->from, s->ring + at, room);
+        if (got > 0)
+            atomic_store(&s->taken, taken + (uint64_t)got);
+        atomic_store(&s->reading, 0);
+        if (got < 0 && *run->error == EINTR)
+            continue;
+        if (got == 0 || (got < 0 && *run->error != EAGAIN && *run->error != EWOULDBLOCK)) {
+            run->call.close(end->from);
+            end->from = -1;
+        }
+        if (got <= 0)
+            return;
+    }
+}
+
+static void relay_part(struct relay_end *end, void *base, size_t size) {
+    end->parts[end->n_parts].iov_base = base;
+    end->parts[end->n_parts++].iov_len = size;
+}
+
+static void relay_parts(struct relay_end *end, uint64_t from, uint64_t to) {
+    while (from < to) {
+        size_t at = (size_t)(from % RELAY_RING);
+        size_t size = RELAY_RING - at < to - from ? RELAY_RING - at : (size_t)(to - from);
+        relay_part(end, end->shared->ring + at, size);
+        from += size;
+    }
+}
+
+static void relay_compose_plain(struct relay_end *end, uint64_t given, uint64_t taken) {
+    uint64_t to = taken - given > RELAY_PIECE ? given + RELAY_PIECE : taken;
+    if (!end->drained || to < taken) {
+        uint64_t line = relay_last_line(end, given, to);
+        to = line > given ? line : to;
+    }
+    relay_parts(end, given, to);
+    end->piece = (size_t)(to - given);
+}
+
+static void relay_compose_lines(struct relay_run *run, struct relay_end *end, uint64_t given, uint64_t taken) {
+    size_t room = RELAY_PIECE;
+    uint64_t at = given;
+    while (at < taken && end->n_parts + 3 <= (int)(sizeof end->parts / sizeof end->parts[0])) {
+        size_t written = at == given ? atomic_load(&end->shared->cut) : 0;
+        size_t prefix = at == 0 || relay_byte(end, at - 1) == '\n' ? run->prefix_size - written : 0;
+        if (prefix >= room)
+            break;
+        uint64_t limit = taken - at > room - prefix ? at + room - prefix : taken;
+        uint64_t to = at;
+        while (to < limit && relay_byte(end, to) != '\n')
+            to++;
+        bool whole = to < limit;
+        if (!whole && (at > given || (limit == taken && end->from >= 0)))
+            break; /* it begins the next piece, or its end is yet to come */
+        to += whole;
+        if (prefix > 0)
+            relay_part(end, run->prefix + written, prefix);
+        relay_parts(end, at, to);
+        room -= prefix + (size_t)(to - at);
+        at = to;
+    }
+    end->piece = (size_t)(at - given);
+}
+
+/* What is to be written next, if anything. */
+static void relay_compose(struct relay_run *run, struct relay_end *end) {
+    uint64_t taken = atomic_load(&end->shared->taken), given = atomic_load(&end->shared->given);
+    end->n_parts = 0;
+    end->piece = 0;
+    if (taken == given)
+        return;
+    if (run->prefix_size > 0)
+        relay_compose_lines(run, end, given, taken);
+    else
+        relay_compose_plain(end, given, taken);
+}
+
+static void relay_drop(struct relay_end *end) {
+    struct relay_stream *s = end->shared;
+    atomic_fetch_add(&s->given, end->piece);
+    atomic_fetch_add(&s->dropped, end->piece);
+    atomic_store(&s->cut, 0);
+    end->late = 0;
+}
+
+static int64_t relay_now(struct relay_run *run) {
+    struct timespec ts;
+    run->call.clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* A target that can take nothing: one that is non-blocking has its second, any other one all the time that it needs. */
+static void relay_start_clock(struct relay_run *run, struct relay_end *end) {
+    int flags = run->call.fcntl(end->to, F_GETFL);
+    if (end->late == 0 && flags >= 0 && (flags & O_NONBLOCK) != 0)
+        end->late = relay_now(run) + 1000000000;
+}
+
+static void relay_look_at_clock(struct relay_run *run, struct relay_end *end) {
+    if (end->late != 0 && relay_now(run) >= end->late)
+        relay_drop(end);
+}
+
+static void relay_give(struct relay_run *run, struct relay_end *end) {
+    struct relay_stream *s = end->shared;
+    ssize_t got = run->call.writev(end->to, end->parts, end->n_parts);
+    if (got < 0) {
+        if (*run->error == EAGAIN || *run->error == EWOULDBLOCK) {
+            relay_look_at_clock(run, end);
+            run->call.poll(NULL, 0, 5); /* poll has promised more than there was: not at once again */
+        } else if (*run->error != EINTR)
+            relay_drop(end);
+        return;
+    }
+    end->late = 0;
+    size_t left = (size_t)got, passed = 0;
+    size_t cut = atomic_load(&s->cut);
+    for (int i = 0; i < end->n_parts && left > 0; i++) {
+        size_t size = end->parts[i].iov_len < left ? end->parts[i].iov_len : left;
+        uintptr_t base = (uintptr_t)end->parts[i].iov_base, prefix = (uintptr_t)run->prefix;
+        if (base >= prefix && base < prefix + sizeof run->prefix)
+            cut = base - prefix + size;
+        else {
+            passed += size;
+            cut = 0;
+        }
+        left -= size;
+    }
+    atomic_store(&s->cut, (uint32_t)cut);
+    atomic_fetch_add(&s->given, passed);
+}
+
+static void relay_copy(struct relay_run *run) {
+    int n_streams = run->relay->n_streams; /* the structure is the parent's: read before its memory is given back */
+#if !FDH_SANITIZED
+    relay_give_back(run);
+#endif
+    for (;;) {
+        struct pollfd polls[2 * FDH_RELAY_STREAMS];
+        struct relay_end *sources[2 * FDH_RELAY_STREAMS];
+        nfds_t n = 0;
+        bool late = false;
+        for (int i = 0; i < n_streams; i++) {
+            struct relay_end *end = &run->ends[i];
+            relay_take(run, end);
+            relay_compose(run, end);
+            while (end->piece > 0 && end->to < 0) {
+                relay_drop(end);
+                relay_compose(run, end);
+            }
+            if (end->piece > 0) {
+                polls[n].fd = end->to;
+                polls[n].events = POLLOUT;
+                sources[n++] = end;
+                relay_start_clock(run, end);
+                late = late || end->late != 0;
+            }
+            if (end->from >= 0 && (end->drained || end->piece == 0)) {
+                polls[n].fd = end->from;
+                polls[n].events = POLLIN;
+                sources[n++] = end;
+            }
+        }
+        if (n == 0)
+            return; /* every pipe has come to its end, and all is written */
+        for (nfds_t i = 0; i < n; i++)
+            polls[i].revents = 0;
+        run->call.poll(polls, n, late ? RELAY_LOOK_MS : -1);
+        for (nfds_t i = 0; i < n; i++)
+            if (polls[i].events == POLLOUT && polls[i].revents != 0)
+                relay_give(run, sources[i]);
+            else if (polls[i].events == POLLOUT)
+                relay_look_at_clock(run, sources[i]);
+    }
+}
+
+/* - beginning - */
+
+static void relay_set_title(const char *title) {
+    /* 48 and 49: where the command line lies, which we may write over. A NUL at its end keeps the kernel from showing what
+     * follows, the environment (proc(5)). */
+    uint64_t begin = own_stat(48), end = own_stat(49);
+    if (begin == 0 || end <= begin)
+        return;
+    char *at = (char *)(uintptr_t)begin;
+    for (; begin < end; begin++, at++) {
+        *at = begin + 1 < end ? *title : '\0';
+        title += *title != '\0';
+    }
+}
+
+static int run_relay(void *argument) {
+    const struct fdh_relay *relay = argument;
+    struct relay_run run;
+    struct relay_memory *memory;
+    int fds[2 * FDH_RELAY_STREAMS + 1], none = -1;
+    reset_signals();
+    setsid();
+    if (chdir("/") < 0) /* so that it keeps no file system busy */
+        _exit(1);
+    prctl(PR_SET_NAME, (unsigned long)"fdh-relay", 0, 0, 0);
+    for (int i = 0; i < FDH_RELAY_STREAMS; i++) {
+        fds[2 * i] = i < relay->n_streams ? relay->from[i] : -1;
+        fds[2 * i + 1] = i < relay->n_streams ? relay->to[i] : -1;
+    }
+    fds[2 * FDH_RELAY_STREAMS] = relay->memory_fd;
+    if (arrange_fds(fds, 2 * FDH_RELAY_STREAMS + 1, &none) < 0 ||
+        relay_map(2 * FDH_RELAY_STREAMS, PROT_READ | PROT_WRITE, &memory) < 0)
+        _exit(1);
+    close(2 * FDH_RELAY_STREAMS);
+    if (relay->title != NULL)
+        relay_set_title(relay->title);
+    run.call = relay_calls;
+    run.error = &errno;
+    run.relay = relay;
+    run.prefix_size = relay->prefix != NULL ? strlen(relay->prefix) : 0;
+    if (run.prefix_size > 0)
+        memcpy(run.prefix, relay->prefix, run.prefix_size);
+    for (int i = 0; i < FDH_RELAY_STREAMS; i++) {
+        struct relay_end *end = &run.ends[i];
+        struct relay_stream *s = &memory->streams[i];
+        end->shared = s;
+        end->from = 2 * i;
+        end->to = i < relay->n_streams && relay->to[i] >= 0 ? 2 * i + 1 : -1;
+        end->late = 0;
+        atomic_store(&s->reading, 0); /* of one that was killed */
+        uint64_t taken = atomic_load(&s->taken), given = atomic_load(&s->given);
+        if (given > taken || taken - given > 2 * RELAY_PIECE)
+            atomic_store(&s->given, taken);
+        if (atomic_load(&s->cut) > run.prefix_size)
+            atomic_store(&s->cut, 0);
+    }
+    relay_copy(&run);
+    for (;;)
+        run.call.syscall(SYS_exit_group, 0);
+}
+
+int fdh_relay_start(const struct fdh_relay *relay, int64_t *pidp, int *pidfdp) {
+    _Alignas(16) char stack[65536]; /* the child gets a copy */
+    struct relay_memory *memory;
+    if (relay->n_streams < 1 || relay->n_streams > FDH_RELAY_STREAMS ||
+        (relay->prefix != NULL && strlen(relay->prefix) > FDH_RELAY_PREFIX_MAX))
+        return -EINVAL;
+    int error = relay_map(relay->memory_fd, PROT_READ, &memory);
+    if (error < 0)
+        return error;
+    munmap(memory, sizeof *memory);
+    for (int i = 0; i < relay->n_streams; i++) {
+        int flags = fcntl(relay->from[i], F_GETFL);
+        if (flags < 0 || fcntl(relay->from[i], F_SETFL, flags | O_NONBLOCK) < 0 ||
+            (relay->to[i] >= 0 && fcntl(relay->to[i], F_GETFD) < 0))
+            return -errno;
+    }
+    sigset_t all, before;
+    int pidfd = -1;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before); /* and so they stay in the child */
+    pid_t pid = clone(run_relay, stack + sizeof stack, CLONE_PIDFD | SIGCHLD, (void *)(uintptr_t)relay, &pidfd);
+    error = pid < 0 ? -errno : 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error < 0)
+        return error;
+    if (pidfd < 0 && fdh_pidfd_open(pid, &pidfd) < 0)
+        pidfd = -1;
+    *pidp = pid;
+    *pidfdp = pidfd;
+    return 0;
+}
+
+#else
+
+int fdh_relay_create(int *memory_fdp) {
+    (void)memory_fdp;
+    return -ENOSYS;
+}
+
+int fdh_relay_start(const struct fdh_relay *relay, int64_t *pidp, int *pidfdp) {
+    (void)relay;
+    (void)pidp;
+    (void)pidfdp;
+    return -ENOSYS;
+}
+
+int fdh_relay_read(int memory_fd, uint32_t stream, int from, void *buffer, size_t capacity, size_t *np, uint64_t *readp,
+                   uint64_t *droppedp) {
+    (void)memory_fd;
+    (void)stream;
+    (void)from;
+    (void)buffer;
+    (void)capacity;
+    (void)np;
+    (void)readp;
+    (void)droppedp;
+    return -ENOSYS;
+}
+
+#endif
 
 /* --- switch ------------------------------------------------------------------------------------------- */
 

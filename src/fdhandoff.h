@@ -297,6 +297,48 @@ struct fdh_spawn {
  * pidfd (-1 where there are none), or -errno of the step in *stepp, and no child is left. */
 int fdh_spawn(const struct fdh_spawn *spawn, int64_t *pidp, int *pidfdp, int *stepp);
 
+/* --- relay: a process that passes a command's output on, and keeps the end of it ------------------------ */
+
+#define FDH_RELAY_STREAMS 2
+#define FDH_RELAY_KEPT 16384      /* bytes of each stream's end that are kept */
+#define FDH_RELAY_PREFIX_MAX 64   /* bytes */
+
+/* What a relay copies, and where to. Zero-initialise, then set. */
+struct fdh_relay {
+    int32_t memory_fd;            /* of fdh_relay_create(): one for all relays that follow each other over the same pipes */
+    int32_t n_streams;            /* 1 or 2, independent of each other as far as poll(2) can tell */
+    int32_t from[2];              /* the reading ends of pipes; they become non-blocking */
+    int32_t to[2];                /* where their bytes go; -1: nowhere */
+    const char *prefix;           /* written before each line, at most FDH_RELAY_PREFIX_MAX bytes; NULL: the bytes pass
+                                     untouched and at once */
+    const char *title;            /* what ps shows instead of our command line, as far as there is room; or NULL */
+};
+
+/* Makes the memory in which a relay keeps what it has read and how far it has come: a sealed memfd, zeroed, which the
+ * caller closes. -ENOSYS, -EMFILE, -ENOMEM, … */
+int fdh_relay_create(int *memory_fdp);
+
+/* Starts a relay: a child without an exec that copies until every pipe has come to its end (all writers closed it) and all
+ * is written, and then exits with 0. It has a session of its own, blocks every signal, holds no descriptor but the relay's,
+ * gives back the memory that it inherited, and outlives its parent. The descriptors stay the caller's; the pid and a pidfd
+ * (-1 where there are none) are handed out.
+ * - Pieces of at most PIPE_BUF bytes are written, which end on a line's end where more is to follow.
+ * - A target that is full holds up its stream, as if the writer wrote there itself; one that is non-blocking is given a
+ *   second, then the piece is dropped. What can't be written (nobody reads any more, no space is left) is dropped, too.
+ * - With a prefix a line waits for its end, unless it is longer than a piece, or the last one.
+ * - A relay that died is followed by another one with the same memory and pipes, which goes on where it stopped: nothing is
+ *   lost or written twice, unless it was killed in the instant between a read or a write and its note of it, which costs
+ *   that piece. Only one may run at a time.
+ * -EINVAL: counts or sizes make no sense; -EBADMSG: memory_fd is not of fdh_relay_create(); -EBADF, -EAGAIN, -ENOSYS, … */
+int fdh_relay_start(const struct fdh_relay *relay, int64_t *pidp, int *pidfdp);
+
+/* The end of what stream number `stream` has brought so far: at most FDH_RELAY_KEPT and at most `capacity` bytes, with
+ * *np and, of all relays over this memory, how many bytes were read and how many of these were dropped. Waits for nothing.
+ * FDH_MORE: what was written to the pipe before the call has not all been read (`from` is its reading end; -1: not looked
+ * at). -EBADMSG, -EINVAL as above. */
+int fdh_relay_read(int memory_fd, uint32_t stream, int from, void *buffer, size_t capacity, size_t *np,
+                   uint64_t *readp, uint64_t *droppedp);
+
 /* --- switch: which generation's accept queue gets a new connection ------------------------------------ */
 
 /* A share of the group's members: `count` sockets from index `base` on; a connection picks one of them. */

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         FDH_ADDRESS_MAX: int
         FDH_LISTEN_PID_ROOM: int
         FDH_SWITCH_MAX: int
+        FDH_RELAY_KEPT: int
 
         FDH_AGAIN: int
         FDH_EOF: int
@@ -144,6 +145,21 @@ if TYPE_CHECKING:
         def fdh_pidfd_wait(self, pidfd: int, deadline: int, exitp: Any, /) -> int: ...
         def fdh_subreaper(self, on: bool, /) -> int: ...
         def fdh_spawn(self, spawn: Any, pidp: Any, pidfdp: Any, stepp: Any, /) -> int: ...
+
+        def fdh_relay_create(self, memory_fdp: Any, /) -> int: ...
+        def fdh_relay_start(self, relay: Any, pidp: Any, pidfdp: Any, /) -> int: ...
+        def fdh_relay_read(
+            self,
+            memory_fd: int,
+            stream: int,
+            from_: int,
+            buffer: Any,
+            capacity: int,
+            np: Any,
+            readp: Any,
+            droppedp: Any,
+            /,
+        ) -> int: ...
 
         def fdh_switch_compile(self, choice: Any, program: Any, capacity: int, np: Any, /) -> int: ...
         def fdh_switch_attach(self, fd: int, program: Any, n: int, /) -> int: ...
