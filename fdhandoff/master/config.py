@@ -154,6 +154,8 @@ SETTINGS = [
     Setting("kill-after", parse_duration, "DURATION", "10s", "30s", "from being told to stop to being killed"),
     Setting("drain-signal", _signal, "SIGNAL", "TERM; QUIT for nginx, USR1 for haproxy", "QUIT",
             "what tells the command to finish and end"),
+    Setting("death-signal", _signal, "SIGNAL", "none: the next master goes on with it", "TERM",
+            "what the command's processes are sent when the master dies before them"),
     Setting("max-draining", _number, "N", "3", "5", "old generations that may drain at once; more upgrades are refused"),
     Setting("restart-every", parse_duration, "DURATION", "never", "24h", "upgrade so long after the last upgrade, unasked"),
     Setting("env", _assignment, "NAME=VALUE", "none", "DEBUG=1", "set a variable for the command", repeat=True),

@@ -103,6 +103,7 @@ class Options:
         "command",
         "config",
         "conventions",
+        "death_signal",
         "directory",
         "drain_signal",
         "env",
@@ -152,6 +153,7 @@ class Options:
         self.grace: float | None = 30.0
         self.kill_after = 10.0
         self.drain_signal = ""
+        self.death_signal = ""
         self.max_draining = 3
         self.env: list[str] = []
         self.env_file = ""

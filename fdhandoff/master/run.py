@@ -137,6 +137,8 @@ class Run:
             env=self.environ(),
             cwd=self.options.directory or None,
             own_group=1,
+            # Of the thread that called, and that is the loop's: it lives as long as the master, also over an exec in place.
+            death_signal=getattr(signal, self.options.death_signal) if self.options.death_signal else 0,
         )
         self.adopt(process)
         self._on_change()

@@ -42,6 +42,20 @@ def test_a_killed_master_leaves_its_generation_serving_and_the_next_one_goes_on(
     assert not (tmp_path / "master.sock.journal").exists()
 
 
+def test_a_generation_that_shall_not_outlive_its_master_does_not(tmp_path: Path) -> None:
+    with Service(tmp_path, *quick("--death-signal", "KILL", "--workers", "2")) as service:
+        ask(service.path, "upgrade-master", timeout=DEADLINE)
+        service.upgrade()
+        service.settled(2)
+        family = service.generations()[2]["pids"]
+        assert len(family) == 2
+        kill(service.pid)
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in family), "the end of its processes")
+        service.running.process.wait(DEADLINE)
+        with Service(tmp_path, *quick()) as again:
+            assert list(again.generations()) == [1], "nothing was left to go on with"
+
+
 @pytest.mark.parametrize("step", ["start", "ready", "switch", "probation"])
 def test_a_master_killed_during_an_upgrade_leaves_one_owner(tmp_path: Path, step: str) -> None:
     with Service(tmp_path, *quick("--probation", "5", "--settle", "0.2")) as service, Load(service.address()) as load:
