@@ -233,6 +233,7 @@ class Run:
     def watch_over(self) -> None:
         """The generation serves: from here on a process that dies is replaced, also one that died just now."""
         self.restarts = True
+        self._notify_address = ""  # nobody listens there any more
         for _ in range(self.workers - len(self.processes) + len(self._leaving)):
             self._restart_later(time.monotonic())
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from ..cli import verb, wait_for
 from . import Load, Service, kill, quick, request, rude
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_the_first_generation_serves_and_status_shows_it(tmp_path: Path) -> None:
@@ -90,6 +87,17 @@ def test_a_generation_that_dies_is_restarted_while_connections_wait(tmp_path: Pa
         assert time.monotonic() - began >= 1.4
         assert service.status()["state"] == "serving"
         assert service.upgrade()["result"] == "done"
+
+
+def test_a_restarted_server_is_not_told_to_notify_who_no_longer_listens(tmp_path: Path) -> None:
+    with Service(tmp_path, *quick("--ready", "notify")) as service:
+        (first,) = service.generations()[1]["pids"]
+        assert b"\0NOTIFY_SOCKET=" in Path(f"/proc/{first}/environ").read_bytes()
+        kill(first)
+        wait_for(lambda: service.generations().get(1, {}).get("pids", [first]) != [first], "another server")
+        (second,) = service.generations()[1]["pids"]
+        assert request(service.address())[2] == second
+        assert b"\0NOTIFY_SOCKET=" not in Path(f"/proc/{second}/environ").read_bytes()
 
 
 def test_stop_works_while_a_generation_keeps_dying(tmp_path: Path) -> None:
