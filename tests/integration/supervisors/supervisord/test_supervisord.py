@@ -1,0 +1,137 @@
+"""The life of a service under supervisord."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ...cli import wait_for
+from ...master import Load, kill
+from ..life import Life, Slow, Supervisor, ended
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Supervisord(Supervisor):
+    kind = "supervisord"
+    more = ""
+
+    def install(self) -> None:
+        main = self.folder / "supervisord.conf"
+        main.write_text(
+            f"[supervisord]\nnodaemon=true\nlogfile={self.folder}/supervisord.log\npidfile={self.folder}/supervisord.pid\n"
+            f"childlogdir={self.folder}\n"
+            f"[unix_http_server]\nfile={self.folder}/control.sock\n"
+            "[rpcinterface:supervisor]\n"
+            "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n"
+            f"[supervisorctl]\nserverurl=unix://{self.folder}/control.sock\n"
+            f"[include]\nfiles={self.folder}/unit/*.conf\n"
+        )
+        with (self.folder / "unit" / "web.conf").open("a") as file:
+            file.write(self.more)
+
+    def command(self) -> list[str]:
+        return [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "supervisor.supervisord",
+            "-n",
+            "-c",
+            f"{self.folder}/supervisord.conf",
+        ]
+
+    def control(self, *words: str, code: int | None = 0) -> str:
+        tool = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "supervisor.supervisorctl",
+            "-c",
+            f"{self.folder}/supervisord.conf",
+        ]
+        return self.tell(*tool, *words, code=code)
+
+    def pid(self) -> int:
+        said = self.control("pid", "web", code=None).strip()
+        return int(said) if said.isdigit() else 0
+
+    def stop(self) -> None:
+        assert "web: stopped" in self.control("stop", "web")
+
+    def start(self) -> None:
+        assert "web: started" in self.control("start", "web")
+
+    def reload(self) -> None:
+        assert "web: signalled" in self.control("signal", "HUP", "web")
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisord]:
+    with ended(Supervisord(tmp_path)) as one:
+        yield one
+
+
+class TestSupervisord(Life):
+    pass
+
+
+@pytest.mark.parametrize("more", ["stopasgroup=true\n", "stopasgroup=true\nkillasgroup=true\n"])
+def test_a_stop_as_group_drains_like_any_other(supervisor: Supervisord, more: str) -> None:
+    supervisor.more = more
+    supervisor.begin()
+    slow = Slow(supervisor.address(), 1.5).asked(supervisor)
+    supervisor.stop()
+    assert slow.over()[1] == 1, slow.answer
+    assert supervisor.family() == []
+
+
+def test_a_kill_as_group_misses_the_generation_and_the_next_start_goes_on_with_it(supervisor: Supervisord) -> None:
+    """The kill comes when the stop timeout is over: here because the master was stopped by hand."""
+    supervisor.more = "stopasgroup=true\nkillasgroup=true\n"
+    supervisor.begin()
+    (supervisor.folder / "unit" / "web.conf").write_text(
+        (supervisor.folder / "unit" / "web.conf").read_text().replace("stopwaitsecs=25", "stopwaitsecs=1")
+    )
+    supervisor.control("update")
+    supervisor.serves()
+    pid, server = supervisor.pid(), supervisor.serving_pid()
+    with Load(supervisor.address(), 2) as load:
+        os.kill(pid, signal.SIGSTOP)
+        supervisor.stop()
+        assert server in supervisor.family()
+        load.heard(1)
+        supervisor.start()
+        supervisor.serves()
+        assert supervisor.serving_pid() == server
+        load.end()
+    assert not load.failures
+
+
+def test_a_generation_that_shall_end_with_the_master_does(supervisor: Supervisord) -> None:
+    supervisor.begin("--death-signal", "KILL")
+    pid, server = supervisor.pid(), supervisor.serving_pid()
+    kill(pid)
+    wait_for(lambda: server not in supervisor.family(), "the end of the generation")
+    supervisor.serves()
+    assert supervisor.serving_pid() != server
+    supervisor.stop()
+    assert supervisor.family() == []
+
+
+def test_an_orderly_end_of_supervisord_drains_the_service(supervisor: Supervisord) -> None:
+    supervisor.begin()
+    slow = Slow(supervisor.address(), 1.0).asked(supervisor)
+    assert supervisor.process is not None
+    supervisor.process.send_signal(signal.SIGTERM)
+    assert slow.over()[1] == 1, slow.answer
+    wait_for(lambda: supervisor.process is not None and supervisor.process.poll() is not None, "the end of supervisord")
+    assert supervisor.family() == []
