@@ -134,13 +134,21 @@ def _plan(options: Namespace) -> Plan:
     values.pop("command", None)
     if not command or not command[0]:
         raise ValueError("say which command is to be run: after --, or as command = […] in the configuration file")
-    read = Options(command, **values)
     words = [f"--config={os.path.abspath(options.config)}"] if options.config else []
     for setting in _settings():
         if setting.attribute in said and setting.name not in ("name", "bind"):
             one = said[setting.attribute]
             texts = [text for text, _ in one] if setting.repeat else [one[0]]
             words += [f"--{setting.name}={text}" for text in texts]
+    if options.kind == "kubernetes":
+        from ..supervisors.kubernetes import HEALTH, PRE_STOP_SECONDS
+
+        # What a pod can't do without.
+        for name, value in (("health", HEALTH), ("pre_stop_delay", PRE_STOP_SECONDS)):
+            if name not in values:
+                values[name] = value
+                words.append(f"--{name.replace('_', '-')}={value}")
+    read = Options(command, **values)
     words += _as_user(options)
     return Plan(
         check_name(values.get("name") or os.path.basename(command[0])),

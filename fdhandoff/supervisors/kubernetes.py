@@ -19,6 +19,12 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LOOK_SECONDS = 2
 
 
+# Where the master answers who asks whether the pod is ready, unless something else was said.
+HEALTH = ":8086"
+# The cluster's routing hears of a pod that is no longer ready some seconds later.
+PRE_STOP_SECONDS = 5.0
+
+
 def files(plan: Plan) -> list[File]:
     if not _LABEL.fullmatch(plan.name):
         raise ValueError(f"{plan.name!r} can't name anything in Kubernetes: small letters, digits and '-' only")
@@ -55,7 +61,8 @@ def _pod(plan: Plan, words: list[str]) -> dict[str, Any]:
                 "command": [word.replace("$", "$$") for word in words],
                 "env": [{"name": "FDHANDOFF_RUNTIME_DIR", "value": "/run/fdhandoff"}],
                 "ports": _ports(plan),
-                "readinessProbe": {**_probe(plan), "periodSeconds": _LOOK_SECONDS},
+                "readinessProbe": _probe(plan, "/ready"),
+                "livenessProbe": _probe(plan, "/live"),
                 "lifecycle": {"preStop": {"exec": {"command": plan.verb("drain", "--wait")}}},
                 "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
             }
@@ -86,12 +93,11 @@ def _ports(plan: Plan) -> list[dict[str, Any]]:
     return found
 
 
-def _probe(plan: Plan) -> dict[str, Any]:
-    ready = plan.options.ready
-    port = next((one["containerPort"] for one in _ports(plan) if one["protocol"] == "TCP"), None)
-    if ready.kind == "http" and port is not None:
-        return {"httpGet": {"path": ready.argument, "port": port}}
-    return {"exec": {"command": plan.verb("status")}}
+def _probe(plan: Plan, path: str) -> dict[str, Any]:
+    bind = parse_bind(plan.options.health)
+    if bind.kind != "tcp" or not bind.port:
+        raise ValueError(f"--health {plan.options.health} is no TCP port that Kubernetes could ask")
+    return {"httpGet": {"path": path, "port": bind.port}, "periodSeconds": _LOOK_SECONDS}
 
 
 def _yaml(value: Any, indent: int = 0) -> str:

@@ -49,15 +49,17 @@ def _service(plan: Plan, sockets: list[str]) -> str:
         "NotifyAccess=main",
         *([f"Sockets={' '.join(sockets)}"] if sockets else []),
         f"ExecStart={command_line(plan.run(*own), keep=path if own else '')}",
-        f"ExecReload={command_line([*plan.program, 'upgrade', '--path', path], keep=path if own else '')}",
+        f"ExecReload={_verb(plan, path, 'upgrade')}",
         *([f"User={plan.user}"] if plan.user else []),
         *([f"Group={plan.group}"] if plan.group else []),
         *(["AmbientCapabilities=CAP_NET_BIND_SERVICE"] if plan.user and not plan.socket and _low(plan) else []),
         *([] if plan.options.path else [f"RuntimeDirectory={plan.name}", "RuntimeDirectoryMode=0700"]),
         # What a killed master's successor finds its generations by.
         *([] if plan.options.path else ["RuntimeDirectoryPreserve=restart"]),
-        "KillMode=mixed",
-        "KillSignal=SIGTERM",
+        # The master alone is told, and killed: what a crash leaves serves on until the next start goes on with it, and after
+        # any other end it is ended here.
+        "KillMode=process",
+        f"ExecStopPost={_verb(plan, path, 'stop', '--left-over')}",
         f"TimeoutStartSec={plan.upgrade_seconds}",
         f"TimeoutStopSec={'infinity' if plan.stop is None else plan.stop_seconds}",
         "Restart=on-failure",
@@ -67,6 +69,11 @@ def _service(plan: Plan, sockets: list[str]) -> str:
         "WantedBy=multi-user.target",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _verb(plan: Plan, path: str, *words: str) -> str:
+    """Another verb for the service. A path of ours has specifiers in it."""
+    return command_line([*plan.program, *words, "--path", path], keep="" if plan.options.path else path)
 
 
 def _low(plan: Plan) -> bool:
@@ -94,6 +101,7 @@ def _sockets(plan: Plan) -> dict[str, str]:
             f"Service={plan.name}.service",
             f"Backlog={bind.backlog}",
             *([f"SocketMode={bind.mode:04o}"] if bind.mode is not None else []),
+            *([f"SocketUser={check_user(bind.owner)}"] if bind.owner else []),
             *([f"SocketGroup={check_user(bind.group)}"] if bind.group else []),
             *([f"BindToDevice={check_name(bind.interface)}"] if bind.interface else []),
             *(["FreeBind=yes"] if bind.freebind else []),

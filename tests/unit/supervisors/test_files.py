@@ -316,9 +316,9 @@ def test_only_systemd_binds_for_others(capsys: pytest.CaptureFixture[str]) -> No
     assert "--socket needs a --bind" in unit(capsys, "systemd", "--socket", "--", "prog", code=2)
 
 
-@pytest.mark.parametrize("ready", [[], ["--ready", "http:/healthz"]])
+@pytest.mark.parametrize("health", [[], ["--health", ":9000"]])
 @pytest.mark.parametrize("user", [[], ["--user", "1000", "--group", "1000"]])
-def test_the_manifest_is_one(ready: list[str], user: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_manifest_is_one(health: list[str], user: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = [
         "--bind",
         "http=:8080",
@@ -332,7 +332,7 @@ def test_the_manifest_is_one(ready: list[str], user: list[str], capsys: pytest.C
         "3",
     ]
     manifest = yaml.safe_load(
-        unit(capsys, "kubernetes", "--name", "web", *said, *ready, *user, "--", "prog", "yes", "1.0")
+        unit(capsys, "kubernetes", "--name", "web", *said, *health, *user, "--", "prog", "yes", "1.0")
     )
     kubernetes_validate.validate(manifest, "1.30", strict=True)
     pod = manifest["spec"]["template"]["spec"]
@@ -341,7 +341,11 @@ def test_the_manifest_is_one(ready: list[str], user: list[str], capsys: pytest.C
     assert manifest["spec"]["replicas"] == 3
     assert [(port["containerPort"], port["protocol"]) for port in container["ports"]] == [(8080, "TCP"), (53, "UDP")]
     assert container["lifecycle"]["preStop"]["exec"]["command"][1:] == ["drain", "--name", "web", "--wait"]
-    assert ("httpGet" in container["readinessProbe"]) is bool(ready)
+    for probe, path in (("readinessProbe", "/ready"), ("livenessProbe", "/live")):
+        assert container[probe]["httpGet"] == {"path": path, "port": 8086 if not health else 9000}
+    assert ("--health=:8086" in container["command"]) is not bool(health)
+    assert "--pre-stop-delay=5.0" in container["command"], "until the routing has heard"
+    assert pod["terminationGracePeriodSeconds"] == 50
     assert pod["securityContext"].get("runAsUser") == (1000 if user else None)
 
 
@@ -349,6 +353,7 @@ def test_what_kubernetes_would_refuse_is_refused_here(capsys: pytest.CaptureFixt
     assert "small letters" in unit(capsys, "kubernetes", "--name", "Web_1", "--", "prog", code=2)
     assert "by their numbers" in unit(capsys, "kubernetes", "--user", "www-data", "--", "prog", code=2)
     assert "has no port" in unit(capsys, "kubernetes", "--bind", ":0", "--", "prog", code=2)
+    assert "is no TCP port" in unit(capsys, "kubernetes", "--health", "unix:/x", "--", "prog", code=2)
 
 
 @pytest.mark.parametrize("kind", ["s6", "runit", "openrc"])
