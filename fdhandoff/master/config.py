@@ -13,7 +13,7 @@ from importlib import import_module
 from ..deadline import parse_duration
 from ..system.access import parse_mode, parse_user
 from ..system.sockets import parse_bind
-from .conventions import CONVENTIONS
+from .conventions import CONVENTIONS, NGINX
 from .options import (
     KERNEL,
     SHARED,
@@ -218,6 +218,14 @@ def _check(options: Options) -> None:
         if names.count(name) > 1:
             raise ValueError(f"two listeners are called {name!r}: give each a name of its own")
     forbid_canary(options.canary, options)
+    if os.path.basename(options.command[0]) == NGINX and options.switch == KERNEL:
+        for text in options.binds:
+            spec = parse_bind(text)
+            if spec.kind == "unix" and spec.path[:1] != b"\0":
+                raise ValueError(
+                    f"nginx knows a listener by its address, and {spec} has another one in each generation: "
+                    "say --switch shared, or a TCP address"
+                )
     if options.env_file:
         read_env_file(options.env_file)
     if options.directory and not os.path.isdir(options.directory):

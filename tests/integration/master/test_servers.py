@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import random
+import shlex
 import shutil
 import sys
 import sysconfig
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,7 @@ from ...conftest import needs, needs_that
 from . import Load, Service, quick, rude
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ASGI = """
@@ -42,15 +45,30 @@ process.on('SIGTERM', () => server.close(() => process.exit(0)));
 """
 
 NGINX = """
-daemon off; worker_processes 1; pid %(folder)s/nginx-%(number)s.pid; error_log stderr error;
-env FDHANDOFF_GENERATION;
+pid %(folder)s/nginx.pid; error_log stderr error; worker_processes 1;
 events { worker_connections 512; }
 http {
     access_log off; client_body_temp_path %(folder)s/body; proxy_temp_path %(folder)s/proxy;
     fastcgi_temp_path %(folder)s/fastcgi; uwsgi_temp_path %(folder)s/uwsgi; scgi_temp_path %(folder)s/scgi;
-    server { listen 127.0.0.1:%(port)s; location / { return 200 "app %(number)s $pid"; } }
+    server { listen %(address)s; location / { return 200 "app %(number)s $pid"; } }
 }
 """
+
+
+class Server:
+    """A command, what ``run`` is told besides, and how release ``number`` is deployed: most need nothing."""
+
+    def __init__(
+        self,
+        command: list[str],
+        *options: str,
+        bind: str = "http=127.0.0.1:0",
+        deploy: Callable[[int], object] = lambda number: None,
+    ) -> None:
+        self.command = command
+        self.options = options
+        self.bind = bind
+        self.deploy = deploy
 
 
 def module(name: str) -> list[str]:
@@ -60,57 +78,59 @@ def module(name: str) -> list[str]:
     return [sys.executable, "-m", name]
 
 
-def uvicorn(folder: Path) -> list[str]:
+def uvicorn(folder: Path) -> Server:
     (folder / "asgi.py").write_text(ASGI)
-    return [*module("uvicorn"), "--app-dir", str(folder), "--log-level", "warning", "--fd", "3", "asgi:app"]
+    return Server([*module("uvicorn"), "--app-dir", str(folder), "--log-level", "warning", "--fd", "3", "asgi:app"])
 
 
-def gunicorn(folder: Path) -> list[str]:
+def gunicorn(folder: Path) -> Server:
     (folder / "wsgi.py").write_text(WSGI)
-    return [
+    return Server([
         *module("gunicorn"), "--chdir", str(folder), "--log-level", "warning", "--no-control-socket",
         "-k", "gthread", "--threads", "8", "wsgi:app",
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
-def node(folder: Path) -> list[str]:
+def node(folder: Path) -> Server:
     (folder / "server.js").write_text(NODE)
-    return [needs("node", "nodejs"), str(folder / "server.js")]
+    return Server([needs("node", "nodejs"), str(folder / "server.js")])
 
 
-def nginx(folder: Path) -> list[str]:
-    """It takes listeners of the addresses in its configuration by the variable NGINX."""
-    script = folder / "nginx.sh"
-    (folder / "nginx.template").write_text(NGINX)
-    script.write_text(
-        "import os, socket, sys\n"
-        f"folder, program = {str(folder)!r}, {needs('nginx', 'nginx-light')!r}\n"
-        "number = os.environ['FDHANDOFF_GENERATION']\n"
-        "port = socket.socket(fileno=os.dup(3)).getsockname()[1]\n"
-        "text = open(folder + '/nginx.template').read() % {'folder': folder, 'port': port, 'number': number}\n"
-        "open(f'{folder}/nginx-{number}.conf', 'w').write(text)\n"
-        "os.set_inheritable(3, True)\n"
-        "os.execve(program, ['nginx', '-p', folder, '-c', f'{folder}/nginx-{number}.conf'],"
-        " {**os.environ, 'NGINX': '3;'})\n"
-    )
-    return [sys.executable, str(script)]
+def nginx(folder: Path) -> Server:
+    """As it comes: the same ``listen`` line in its configuration and behind ``--bind``, and the convention that it knows."""
+    address = f"127.{os.getpid() % 250 + 1}.{random.randrange(250)}.{random.randrange(1, 250)}:8080"
+
+    def deploy(number: int) -> None:
+        (folder / "nginx.conf").write_text(NGINX % {"folder": folder, "address": address, "number": number})
+
+    program = [needs("nginx", "nginx-light"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    return Server(
+        [*program, "-g", "daemon off;"], "--convention", "nginx", "--check", shlex.join([*program, "-t", "-q"]),
+        bind=f"http={address}", deploy=deploy,
+    )  # fmt: skip
 
 
-SERVERS = {"uvicorn": uvicorn, "gunicorn": gunicorn, "node": node, "nginx": nginx, "rude": lambda folder: rude()}
+SERVERS = {
+    "uvicorn": uvicorn,
+    "gunicorn": gunicorn,
+    "node": node,
+    "nginx": nginx,
+    "rude": lambda folder: Server(rude()),
+}
 
 
 def upgraded(folder: Path, name: str, times: int) -> None:
-    options = ["--settle", "0.1", "--probation", "0.1", "--grace", "20"]
-    if name == "nginx":
-        options += ["--drain-signal", "QUIT"]
+    server = SERVERS[name](folder)
+    server.deploy(1)
+    options = ["--settle", "0.1", "--probation", "0.1", "--grace", "20", *server.options]
     with (
-        Service(folder, *options, command=SERVERS[name](folder)) as service,
+        Service(folder, *options, command=server.command, bind=server.bind) as service,
         Load(service.address(), 3) as load,
     ):
         for number in range(2, times + 2):
-            began = time.monotonic()
+            server.deploy(number)
             done = service.upgrade()
-            assert done["result"] == "done", (done, began)
+            assert done["result"] == "done", done
             load.heard(number, 5)
         service.settled(times + 1)
         load.end()

@@ -133,6 +133,14 @@ def test_what_makes_no_sense_together_is_refused(given: dict[str, Any], reason: 
         configured(command=["x"], **given)()
 
 
+def test_nginx_has_no_unix_socket_that_is_switched_by_a_rename() -> None:
+    for command in (["nginx"], ["/usr/sbin/nginx", "-g", "daemon off;"]):
+        with pytest.raises(ValueError, match="nginx knows a listener by its address, and unix:/s has another one"):
+            configured(command=command, binds=["127.0.0.1:0", "/s"])()
+        configured(command=command, binds=["/s"], switch="shared")()
+        configured(command=command, binds=["@s"])()
+
+
 def test_there_must_be_a_command() -> None:
     with pytest.raises(ValueError, match="say which command to run"):
         configured()()
