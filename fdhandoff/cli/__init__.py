@@ -20,6 +20,7 @@ VERBS = {
     "take": "take a running service over and start a command that serves it",
     "hold": "bind listeners and keep them alive for whoever takes them",
     "run": "run a command as a service that can be upgraded without a failed request",
+    "pidproxy": "keep one pid in front of a program that replaces itself",
     "upgrade": "replace a running service by its next release",
     "rollback": "go back to the generation before",
     "drain": "end a service when nobody is connected to it any more",

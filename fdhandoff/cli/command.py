@@ -17,7 +17,7 @@ from .outcome import NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, SIGNALLED, Failure,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _LOOK_SECONDS = 0.02
 _PLACE = re.compile(r"\{fd:([^{}]*)\}")
@@ -59,6 +59,11 @@ def start(words: Sequence[str], items: Sequence[tuple[str, int]], generation: in
         environ["NOTIFY_SOCKET"] = notify
     fds = {fd: fd for fd in (0, 1, 2) if is_open(fd)}
     fds.update({environment.FIRST_FD + place: fd for place, (_, fd) in enumerate(items)})
+    return launch(argv, fds=fds, environ=environ)
+
+
+def launch(argv: Sequence[str], *, fds: Mapping[int, int], environ: Mapping[str, str]) -> Process:
+    """``Failure`` (125, 126, 127) when it can't be started."""
     try:
         return spawn(argv, fds=fds, env=environ, own_group=1, death_signal=signal.SIGTERM)
     except SystemCallError as error:
@@ -127,7 +132,7 @@ def parse_signal(text: str) -> int:
     raise ValueError(f"{text!r} is no signal: say TERM, QUIT, USR1 or a number")
 
 
-def must_have(words: Sequence[str] | None) -> list[str]:
+def must_have(words: Sequence[str] | None, otherwise: str = "say what to start: PATH -- COMMAND…") -> list[str]:
     if not words or not words[0]:
-        raise UsageError("say what to start: PATH -- COMMAND…")
+        raise UsageError(otherwise)
     return list(words)

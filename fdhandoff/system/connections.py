@@ -179,6 +179,18 @@ def bound(port: int, type: int, family: int = 0) -> list[Seen]:
     return [_seen(buffer, at) for buffer, at in _inet(port, family, socket.IPPROTO_UDP, (CLOSE,))]
 
 
+def listen(pids: Collection[int]) -> bool:
+    """Whether one of these processes has a listening TCP or Unix socket of our network namespace open."""
+    inodes = inodes_of(pids)
+    if not inodes:
+        return False
+    get = _INODE_ONLY.unpack_from
+    if any(get(buffer, at + _INODE)[0] in inodes for buffer, at in _inet(0, 0, socket.IPPROTO_TCP, (LISTEN,))):
+        return True
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, _mask((LISTEN,)), 0, 0, 0, 0)
+    return any(_seen_unix(buffer, at, end).inode in inodes for buffer, at, end in _ask(request, _DUMP))
+
+
 def inodes_of(pids: Iterable[int]) -> set[int]:
     """Inodes of the sockets that these processes have open. What closes during the walk may be in it or not; processes
     that have ended have none.

@@ -32,10 +32,10 @@ RUNTIME_DIR = "FDHANDOFF_RUNTIME_DIR"
 
 FIRST_FD = 3
 
-_LISTEN = (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID)
+LISTEN = (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID)
 #: What is meant for one process. ``FDHANDOFF_RUNTIME_DIR`` is not among them: it is a setting, like ``TMPDIR``.
 FOR_ONE_PROCESS = (
-    *_LISTEN, PATH, GENERATION, INTERIM, "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE", "MAINPID"
+    *LISTEN, PATH, GENERATION, INTERIM, "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE", "MAINPID"
 )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def take(environ: MutableMapping[str, str], pid: int) -> list[tuple[str, int]]:
 
     ``EnvironmentInvalid`` when a variable makes no sense; no descriptor is touched then.
     """
-    found = {name: environ.pop(name, None) for name in _LISTEN}
+    found = {name: environ.pop(name, None) for name in LISTEN}
     count_text, pid_text = found[LISTEN_FDS], found[LISTEN_PID]
     if count_text is None or pid_text is None:
         return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 
 from ..errors import SystemCallError, Unsupported
 from .attention import Attention, look
@@ -20,6 +21,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
+_FORKED_NO_EXEC = 0x40  # among the flags in /proc/PID/stat
+# Whose default action is none, or to go on.
+_HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
+
 
 def become_subreaper(on: bool = True) -> None:
     """Whether orphans among our descendants become our children. It survives exec; children do not inherit it.
@@ -29,6 +34,15 @@ def become_subreaper(on: bool = True) -> None:
     if result == -errno.ENOSYS:
         raise Unsupported("this system gives orphans to init alone: PR_SET_CHILD_SUBREAPER exists only on Linux")
     check("prctl(PR_SET_CHILD_SUBREAPER)", result, "becoming the parent of orphans")
+
+
+def has_children() -> bool:
+    """Whether any child of ours is left, one that has ended and was not reaped included. Of a subreaper: any descendant."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def reap_all(others: Collection[int] = ()) -> list[tuple[int, Exit]]:
@@ -86,6 +100,36 @@ def state_of(pid: int) -> str:
     """
     fields = _stat(pid)
     return fields[0].decode("ascii") if fields else ""
+
+
+def has_executed(pid: int) -> bool:
+    """Whether the process runs a program of its own: one that was forked and never called exec does what its parent's program
+    has it do (``PF_FORKNOEXEC``). False when there is no such process.
+    """
+    fields = _stat(pid)
+    return bool(fields) and not int(fields[6]) & _FORKED_NO_EXEC
+
+
+def words_of(pid: int) -> list[str]:
+    """The command line of process ``pid``, as it may have rewritten it; empty when it has ended, or is not to be seen."""
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read()
+    except OSError:
+        return []
+    return text.rstrip("\0").split("\0") if text else []
+
+
+def would_die_of(pid: int, number: int) -> bool:
+    """Whether signal ``number`` would end or stop the process for want of a handler; false where that can't be seen."""
+    if number in _HARMLESS:
+        return False
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            masks = [int(line.split()[1], 16) for line in file if line.startswith((b"SigBlk:", b"SigIgn:", b"SigCgt:"))]
+    except (OSError, ValueError, IndexError):
+        return False
+    return bool(masks) and not any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def memory_of(pids: Iterable[int]) -> int:

@@ -36,6 +36,7 @@ from . import as_nobody, ipv6, linux, python, root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = linux
 
@@ -286,3 +287,16 @@ def test_unix_connections_are_known_by_their_listeners_name(abstract: bool) -> N
             assert unix_connections(name) == []
             (seen,) = unix_connections(name, (LISTEN,))
             assert (seen.inode, seen.waiting, seen.backlog) == (inode_of(sock), 2, 7)
+
+
+def test_who_has_a_listening_socket_open_listens(tmp_path: Path) -> None:
+    assert not connections.listen([os.getpid()])
+    with socket.create_server(("127.0.0.1", 0)):
+        assert connections.listen([os.getpid()])
+    assert not connections.listen([os.getpid()])
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "sock"))
+        assert not connections.listen([os.getpid()]), "bound is not listening"
+        unix.listen()
+        assert connections.listen([os.getpid()])
+    assert not connections.listen([])

@@ -15,14 +15,18 @@ from fdhandoff.system.processes import (
     become_subreaper,
     cgroup_of,
     descendants,
+    has_children,
+    has_executed,
     members,
     memory_of,
     reap_all,
     state_of,
     who_waits_on,
+    words_of,
+    would_die_of,
 )
 
-from . import as_nobody, linux, python, root
+from . import as_nobody, finish, linux, python, root
 
 if TYPE_CHECKING:
     import subprocess
@@ -181,3 +185,43 @@ else:
             assert who_waits_on([inode], [os.getpid()]).inodes == {inode}  # by a descendant
             with socket.create_connection(sock.getsockname()):
                 pass
+
+
+def test_a_process_that_was_forked_has_executed_nothing_of_its_own() -> None:
+    process = python(FAMILY)
+    parent, *forked = numbers(process, 3)
+    try:
+        assert has_executed(parent)
+        assert not any(map(has_executed, forked))
+        assert words_of(forked[0]) == words_of(parent)
+        assert words_of(parent)[1] == "-c"
+    finally:
+        for pid in (*forked, parent):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+    assert not has_executed(parent)
+    assert words_of(parent) == []
+
+
+def test_a_signal_without_a_handler_is_known_to_be_deadly() -> None:
+    code = "import os, signal; signal.signal(1, signal.SIG_IGN); signal.signal(10, print); os.write(1, b'1\\n'); signal.pause()"
+    process = python(code)
+    numbers(process, 1)
+    try:
+        assert would_die_of(process.pid, signal.SIGTERM)
+        assert not would_die_of(process.pid, signal.SIGHUP), "ignored"
+        assert not would_die_of(process.pid, signal.SIGUSR1), "handled"
+        assert not would_die_of(process.pid, signal.SIGWINCH), "harmless"
+    finally:
+        process.kill()
+        process.communicate()
+    assert not would_die_of(process.pid, signal.SIGTERM), "nobody dies of it"
+
+
+def test_a_child_that_was_not_waited_for_is_one() -> None:
+    assert not has_children()
+    process = python("pass")
+    wait_for_end(process.pid)
+    assert has_children()
+    finish(process)
+    assert not has_children()
