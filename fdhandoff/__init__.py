@@ -6,8 +6,6 @@ drain. Names are imported when they are first used, so that ``import fdhandoff``
 
 from __future__ import annotations
 
-from importlib import import_module
-
 __version__ = "0.1.0"
 
 # Where each public name lives. The type checker reads the imports below instead.
@@ -113,6 +111,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # late: a master, which asks for no name here, need not carry it
+
     value = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value

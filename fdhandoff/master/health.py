@@ -6,12 +6,12 @@ while new connections are still accepted.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from functools import partial
 
 from ..errors import HandoffError
+from ..notation import dumps
 from ..system.fds import describe
 from ..system.paths import identity, unlink_control
 from ..system.sockets import bind, parse_bind
@@ -113,7 +113,7 @@ class Health:
         if not self.ready():
             self._withdraw()
             return
-        text = json.dumps({**self.facts(), "pid": os.getpid()}) + "\n"
+        text = dumps({**self.facts(), "pid": os.getpid()}) + "\n"
         if self._shown is not None and self._shown[0] == text:
             return
         try:
@@ -202,7 +202,7 @@ _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Al
 
 
 def _response(status: int, facts: dict[str, Any]) -> bytes:
-    body = json.dumps(facts).encode() + b"\n"
+    body = dumps(facts).encode() + b"\n"
     return (
         f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\nConnection: close\r\n\r\n"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 
 from ..errors import OLD, HandoffError
+from ..notation import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,13 +29,15 @@ def write(path: str, state: dict[str, Any]) -> None:
             os.close(fd)
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
+        try:
             os.unlink(temporary)
+        except OSError:
+            pass  # it was not even begun, or the disk lets go of nothing
         raise
 
 
 def encode(state: dict[str, Any]) -> bytes:
-    return json.dumps({"schema": SCHEMA, **state}).encode()
+    return dumps({"schema": SCHEMA, **state}).encode()
 
 
 def write_whole(fd: int, data: bytes) -> None:
@@ -69,7 +70,7 @@ def decode(data: bytes) -> dict[str, Any]:
     from .shape import fault  # late: only who begins where another ended reads one
 
     try:
-        state = json.loads(data)
+        state = loads(data)
     except ValueError:
         raise ValueError("it is not JSON, or only a part of it") from None
     wrong = fault(state, SCHEMA)

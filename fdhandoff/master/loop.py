@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import selectors
 import time
@@ -65,7 +64,9 @@ class Loop:
 
     def after(self, seconds: float, what: Callable[[], object]) -> Timer:
         timer = Timer(time.monotonic() + max(0.0, seconds), what)
-        heapq.heappush(self._timers, (timer.moment, next(self._order), timer))
+        # A handful, nearly in order already: to sort them costs less than the module that would keep a heap.
+        self._timers.append((timer.moment, next(self._order), timer))
+        self._timers.sort()
         return timer
 
     def run(self) -> None:
@@ -84,7 +85,7 @@ class Loop:
             self._calls.popleft()()
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2].fire()
+            self._timers.pop(0)[2].fire()
 
     def stop(self) -> None:
         self._running = False
@@ -95,7 +96,7 @@ class Loop:
 
     def _patience(self) -> float | None:
         while self._timers and not self._timers[0][2].pending:
-            heapq.heappop(self._timers)
+            self._timers.pop(0)
         if self._calls:
             return 0.0
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None

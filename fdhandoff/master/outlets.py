@@ -137,7 +137,8 @@ class KernelOutlet(Outlet):
         return probe
 
     def end_probe(self) -> None:
-        self._attach(None)
+        if self._group.members():  # else the master ends, and whoever probed still tidies up
+            self._attach(None)
 
     def accepted(self, slot: int, probe: socket.socket) -> bool:
         if self.waiting(slot):

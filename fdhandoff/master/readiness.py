@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import socket
 import time
@@ -35,7 +34,6 @@ _AGAIN_SECONDS = 0.05
 # What the kernel does not let us see is assumed after this time.
 _ASSUMED_SECONDS = 1.0
 _HEAD_MAX = 1 << 16
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])\b")
 
 
 class Probe:
@@ -79,11 +77,11 @@ class Probe:
         head = b""
         while True:
             line, newline, _ = head.partition(b"\n")
-            match = _STATUS_LINE.match(line)
-            if newline and match is None:
+            status = _status_in(line)
+            if newline and not status:
                 raise OSError(errno.EPROTO, f"{path} was answered by {line[:40]!r}, which is not HTTP")
-            if newline and match is not None and match[1][:1] != b"1":
-                return int(match[1])
+            if newline and status >= 200:
+                return status
             if newline and b"\r\n\r\n" in head:
                 head = head.partition(b"\r\n\r\n")[2]  # 100 and its like: the answer is yet to come
                 continue
@@ -116,6 +114,17 @@ async def answers(loop: Loop, run: Run, outlets: Iterable[Outlet], path: str) ->
         return False
     finally:
         probe.close()
+
+
+def _status_in(line: bytes) -> int:
+    """Of the first line of an answer; 0 where that is none of HTTP/1."""
+    version, _, rest = line.partition(b" ")
+    status = rest.split(b" ", 1)[0].rstrip(b"\r")
+    if version not in (b"HTTP/1.0", b"HTTP/1.1") or not (
+        len(status) == 3 and status.isdigit() and b"1" <= status < b"6"
+    ):
+        return 0
+    return int(status)
 
 
 class _Verdict:

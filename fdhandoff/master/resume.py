@@ -5,7 +5,6 @@ exec in place, from the same state and the descriptors that were kept open.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import time
@@ -123,6 +122,8 @@ def _named_alive(path: str) -> list[int]:
     found = []
     with open(path, "rb") as file:
         # All that is certain of a process is its pair of numbers: [pid, started].
+        import re  # late: only what makes no sense is searched so
+
         for pid, started in re.findall(rb"\[\s*(\d{1,7})\s*,\s*(\d{1,18})\s*\]", file.read()):
             process = _find([int(pid), int(started)]) if int(started) else None
             if process is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 from ..deadline import format_duration
@@ -240,8 +239,8 @@ class Rollout:
     def _go_back(self, error: BaseException) -> None:
         """Everything to the old generation, at once; the new one is ended."""
         old, new, master = self.old, self.new, self.master
-        with contextlib.suppress(AttributeError):
-            error.serving = OLD  # type: ignore[attr-defined]
+        if isinstance(error, HandoffError):
+            error.serving = OLD
         had_users = self.switched or self.tried
         for outlet in master.outlets:
             outlet.choose(old.slot)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import signal
 import time
 
@@ -15,6 +13,7 @@ from ..system.fds import describe
 from ..system.process import Exit, Process, spawn
 from . import conventions
 from .options import assignments, read_env_file
+from .splitting import split_words
 from .tasks import Future
 
 TYPE_CHECKING = False
@@ -33,7 +32,7 @@ DRAINING = "draining"
 STOPPING = "stopping"
 ENDED = "ended"
 
-_PLACEHOLDER = re.compile(r"\{fd:([^{}:]+)\}")
+_PLACEHOLDER = "{fd:"
 # A worker that lived shorter than this is restarted later and later.
 STABLE_SECONDS = 10.0
 BACKOFF_FIRST, BACKOFF_LAST = 0.1, 10.0
@@ -162,12 +161,20 @@ class Run:
         """The command, ``{fd:NAME}`` replaced by the number that the listener has in the child."""
         numbers = {name: environment.FIRST_FD + i for i, (name, _) in reversed(list(enumerate(self.sockets)))}
 
-        def number(match: re.Match[str]) -> str:
-            if match[1] not in numbers:
-                raise ValueError(f"the command names {match[0]}, but the listeners are {', '.join(numbers) or 'none'}")
-            return str(numbers[match[1]])
+        def replaced(word: str) -> str:
+            text, *parts = word.split(_PLACEHOLDER)
+            for part in parts:
+                name, closed, rest = part.partition("}")
+                if not closed or not name or "{" in name or ":" in name:
+                    text += f"{_PLACEHOLDER}{part}"  # it only looks like one
+                elif name not in numbers:
+                    listeners = ", ".join(numbers) or "none"
+                    raise ValueError(f"the command names {_PLACEHOLDER}{name}}}, but the listeners are {listeners}")
+                else:
+                    text += f"{numbers[name]}{rest}"
+            return text
 
-        return [_PLACEHOLDER.sub(number, word) for word in self.options.command]
+        return [replaced(word) for word in self.options.command]
 
     # --- ending ---------------------------------------------------------------------------------------------
 
@@ -271,7 +278,7 @@ def kill_group(process: Process) -> None:
 
 def split_command(text: str) -> list[str]:
     """A command in one option, split as a shell splits words; no shell runs it."""
-    words = shlex.split(text)
+    words = split_words(text)
     if not words:
         raise ValueError("the command is empty")
     return words

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
+    from typing import Any, Generic, TypeVar
 
     from .loop import Loop
 
-T = TypeVar("T")
+    T = TypeVar("T")
+else:
+    T = None
+
+    class Generic:
+        """What is left of it when nobody checks types: ``typing`` alone would cost half a megabyte."""
+
+        __slots__ = ()
+
+        def __class_getitem__(cls, _):
+            return cls
 
 
 class Cancelled(BaseException):

@@ -9,7 +9,6 @@ same user and a dumpable program, or CAP_SYS_PTRACE.
 from __future__ import annotations
 
 import os
-import platform
 import struct
 import sys
 
@@ -53,7 +52,8 @@ def look(pid: int, inodes: Collection[int]) -> Attention:
     if sys.platform != "linux" or not os.path.exists("/proc/self/fdinfo"):
         return Attention(frozenset(), "this system has no /proc that tells what a process waits for")
     seen: set[int] = set()
-    blind = "" if platform.machine() in _CALLS else f"the system calls of {platform.machine()} are not known here"
+    machine = os.uname().machine
+    blind = "" if machine in _CALLS else f"the system calls of {machine} are not known here"
     for process in [pid, *descendants(pid)]:
         try:
             mine = _process(process, frozenset(inodes))
@@ -112,7 +112,7 @@ def _process(pid: int, wanted: frozenset[int]) -> set[int] | None:
         elif target == "anon_inode:[io_uring]":
             ring = True
     if sockets:
-        calls = _CALLS.get(platform.machine(), {})
+        calls = _CALLS.get(os.uname().machine, {})
         for task in os.listdir(f"/proc/{pid}/task"):
             for fd in _blocked_on(pid, task, calls):
                 if fd in sockets:

@@ -86,3 +86,11 @@ def test_no_duration_is_shown_with_a_unit_that_is_full(seconds: float) -> None:
 @given(st.floats(min_value=0, max_value=1e7))
 def test_what_is_shown_can_be_typed_in_again(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=0.01, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    "text", ["1.h", ".5s", "1..2s", "1ms1s", "1s1s", "1hh", "h", "1 s", "²s", "1m2m", "-1s", "1e3"]
+)
+def test_what_only_looks_like_a_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration(text)

@@ -171,8 +171,8 @@ def test_v6_alone_leaves_v4_to_others() -> None:
 def both(monkeypatch: pytest.MonkeyPatch) -> str:
     """A host with a v4 and a v6 address: what ``localhost`` is, where ``/etc/hosts`` says so."""
 
-    def resolve(host: str, port: int, *rest: int) -> list[Any]:
-        addresses = ("127.0.0.1", "::1", "127.0.0.1") if host == "both.example" else (host,)
+    def resolve(host: bytes, port: int, *rest: int) -> list[Any]:
+        addresses = ("127.0.0.1", "::1", "127.0.0.1") if host == b"both.example" else (host,)
         return [found for address in addresses for found in real(address, port, *rest)]
 
     real = socket.getaddrinfo
@@ -213,7 +213,7 @@ def test_an_address_that_this_machine_lacks_is_left_out(monkeypatch: pytest.Monk
         ],
         "none.example": [(socket.AF_INET6, 0, 0, "", ("2001:db8::1", 0, 0, 0))],
     }
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_: answers[host])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_: answers[host.decode()])
     with Bound("some.example:0") as bound:
         assert bound.texts == [f"TCP listener 127.0.0.1:{bound.port}"]
     with pytest.raises(SystemCallError, match=r"\[2001:db8::1\]:0 is no address of this machine"):
