@@ -7,14 +7,15 @@ from __future__ import annotations
 import os
 import selectors
 import sys
-import threading
 import time
+from _thread import allocate_lock, get_ident  # as threading has them: a master need not carry the rest
 from collections import deque
 
 from .conversation import Conversation
 from .deadline import after, passed, remaining
 from .errors import DeadlineExceeded, HandoffError, PeerGone, ProtocolError, SystemCallError
 from .listener import KIND_LISTENER
+from .notation import dumps, loads
 from .protocol import frames
 from .protocol.messages import (
     VERSION_MAX,
@@ -37,6 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
+    from threading import Thread
     from typing import Any
 
     from .listener import Entry
@@ -59,7 +61,7 @@ class Reply:
     def __init__(self, channel: Channel, asker: Peer) -> None:
         self._channel = channel
         self.asker = asker
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
     def event(self, body: dict[str, Any]) -> bool:
         """Whether the asker is still there."""
@@ -94,9 +96,7 @@ class Reply:
 
 
 def _dump(body: dict[str, Any]) -> bytes:
-    import json  # late: only operators' verbs need it
-
-    return json.dumps({"schema": 1, **body}, separators=(",", ":")).encode()
+    return dumps({"schema": 1, **body}).encode()
 
 
 class Endpoint:
@@ -114,7 +114,7 @@ class Endpoint:
         self.identity = identity
         self.allow_uids = allow_uids
         self.generation = 0
-        self._answering = threading.Lock()
+        self._answering = allocate_lock()
         self._silent = False
         self.greeter: Greeter | None = None
         self.why_not = "starting"
@@ -231,10 +231,8 @@ class Endpoint:
             known = ", ".join(sorted(self.verbs))
             reply.fail("unknown-verb", f"{request.verb!r} can't be asked of this process; it knows {known}")
             return
-        import json
-
         try:
-            body = json.loads(request.body or b"{}")
+            body = loads(request.body or b"{}")
             if not isinstance(body, dict):
                 raise ValueError("not an object")
         except ValueError as error:
@@ -304,9 +302,13 @@ class _Guest:
 
 
 class Loop:
-    """The thread that answers. Endpoints come and go by ``add`` and ``remove``."""
+    """The thread that answers. Endpoints come and go by ``add`` and ``remove``.
 
-    def __init__(self) -> None:
+    Where the caller has a loop of its own no thread is needed (``own_thread=False``): then all happens in the caller's thread,
+    which calls ``turn`` when ``fileno()`` is readable or ``patience()`` is over.
+    """
+
+    def __init__(self, *, own_thread: bool = True) -> None:
         self._selector = selectors.DefaultSelector()
         self._wake = Wake()
         self._calls: deque[Callable[[], None]] = deque()
@@ -317,8 +319,13 @@ class Loop:
         self._endpoints: dict[int, Endpoint] = {}
         self._selector.register(self._wake.fileno(), selectors.EVENT_READ, None)
         self._running = True
-        self._thread = threading.Thread(target=self._run, name="fdhandoff-control", daemon=True)
-        self._thread.start()
+        self._thread: Thread | None = None
+        self._ident = 0 if own_thread else get_ident()
+        if own_thread:
+            from threading import Thread
+
+            self._thread = Thread(target=self._run, name="fdhandoff-control", daemon=True)
+            self._thread.start()
 
     # --- called by others -----------------------------------------------------------------------------------
 
@@ -333,23 +340,27 @@ class Loop:
 
     def stop(self) -> None:
         self._call(self._stop)
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
+        else:
+            self._close()
 
     def _call(self, what: Callable[[], None]) -> None:
-        if threading.current_thread() is self._thread:
+        if get_ident() == self._ident:
             what()
             return
-        done = threading.Event()
+        done = allocate_lock()
+        done.acquire()
 
         def call() -> None:
             try:
                 what()
             finally:
-                done.set()
+                done.release()
 
         self._calls.append(call)
         self._wake.set()
-        done.wait()
+        done.acquire()
 
     def forget_in_child(self) -> None:
         """After fork, in the child, which has no such thread: its copies of the descriptors are closed, nothing else."""
@@ -364,17 +375,29 @@ class Loop:
     # --- the thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._ident = get_ident()
         while self._running:
-            for key, _ in self._selector.select(self._patience()):
-                if key.data is None:
-                    self._wake.clear()
-                    while self._calls:
-                        self._calls.popleft()()
-                elif isinstance(key.data, Endpoint):
-                    self._accept(key.data)
-                elif key.fd in self._guests:
-                    self._listen(self._guests[key.fd])
-            self._tidy()
+            self.turn(self.patience())
+        self._close()
+
+    def fileno(self) -> int:
+        """Readable when there is something to do."""
+        return self._selector.fileno()
+
+    def turn(self, seconds: float | None = 0.0) -> None:
+        """Does what there is to do, if need be after a wait of ``seconds`` at most (``None``: of any length)."""
+        for key, _ in self._selector.select(seconds):
+            if key.data is None:
+                self._wake.clear()
+                while self._calls:
+                    self._calls.popleft()()
+            elif isinstance(key.data, Endpoint):
+                self._accept(key.data)
+            elif key.fd in self._guests:
+                self._listen(self._guests[key.fd])
+        self._tidy()
+
+    def _close(self) -> None:
         self._selector.close()
         self._wake.close()
         close_all([self._spare] if self._spare >= 0 else [])
@@ -384,7 +407,8 @@ class Loop:
         for guest in list(self._guests.values()):
             self._show_out(guest)
 
-    def _patience(self) -> float | None:
+    def patience(self) -> float | None:
+        """Seconds after which there is something to do even if nobody speaks; ``None``: never."""
         moments = [guest.deadline for guest in self._guests.values()]
         moments += self._paused.values()
         return remaining(min(moments)) if moments else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
+from _thread import allocate_lock
 
 from .control import Endpoint, Loop
 from .system.paths import bind_control, identity, unlink_control
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 128
 
-_lock = threading.Lock()
+_lock = allocate_lock()
 _endpoints: dict[str, Endpoint] = {}
 _loop: Loop | None = None
 
@@ -52,6 +52,13 @@ def obtain(path: str, *, mode: int = 0o600, group: int | str | None = None) -> E
             _endpoints[key] = Endpoint(os.path.abspath(path), sock, identity(path))
             _running().add(_endpoints[key])
         return _endpoints[key]
+
+
+def answer_by(loop: Loop) -> None:
+    """From now on ``loop`` answers, which the caller turns, in place of a thread."""
+    global _loop
+    with _lock:
+        _loop = loop
 
 
 def prepare() -> None:
@@ -125,7 +132,7 @@ def _at_exit() -> None:
 
 def _after_fork_in_child() -> None:
     global _loop, _lock
-    _lock = threading.Lock()
+    _lock = allocate_lock()
     for endpoint in _endpoints.values():  # also those that the thread does not know yet, or not at the moment
         endpoint.socket.close()
     _endpoints.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 
 TYPE_CHECKING = False
@@ -43,13 +42,13 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if _in_main_thread():
             for number in self._actions:
                 self._before[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
         """Gives back what was there before, unless somebody changed it since."""
-        if threading.current_thread() is not threading.main_thread():
+        if not _in_main_thread():
             return
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._handle:
@@ -64,6 +63,12 @@ class Signals:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self._deliver(*self._actions[number])
+
+
+def _in_main_thread() -> bool:
+    import threading  # late: a master has no other thread
+
+    return threading.current_thread() is threading.main_thread()
 
 
 class StopRequests:

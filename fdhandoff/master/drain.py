@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import selectors
 import socket
-import threading
 import time
 
 from ..deadline import format_duration
@@ -152,6 +151,8 @@ class Relay:
         self._pairs = {client: server, server: client}
 
     def start(self) -> None:
+        import threading  # late: hardly any master has ever to do this
+
         threading.Thread(target=self._run, name="fdhandoff-relay", daemon=True).start()
 
     def _run(self) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 
-from .. import __version__, registry
+from .. import __version__, control, registry
 from ..deadline import format_duration
 from ..errors import OLD, HandoffError, InProgress, SystemCallError, UpgradeError
 from ..signals import StopRequests
@@ -68,6 +68,7 @@ class Master:
         self.state = STARTING
         self.since = time.time()
         self.endpoint: Endpoint | None = None
+        self._ear: control.Loop | None = None
         self.health: Health | None = None
         self.numbers = 0
         self._upgrade_wanted = False
@@ -106,6 +107,8 @@ class Master:
     def _open(self, state: dict[str, Any] | None) -> None:
         self.announcer.begin(self.options.ready_fd if state is None else -1)
         become_subreaper()
+        if self.options.path is not None:
+            self._listen_to_operators()
         if state is not None:
             resume.resume(self, state)
         else:
@@ -141,6 +144,22 @@ class Master:
             for text in self.health.addresses:
                 self.say(f"answering for the service's health on {text}")
 
+    def _listen_to_operators(self) -> None:
+        """In this loop: a thread for it would cost more than all that it says."""
+        ear = self._ear = control.Loop(own_thread=False)
+        registry.answer_by(ear)
+        timer: Timer | None = None
+
+        def heard() -> None:
+            nonlocal timer
+            ear.turn()
+            if timer is not None:
+                timer.cancel()
+            patience = ear.patience()
+            timer = None if patience is None else self.loop.after(patience, heard)
+
+        self.loop.on_readable(ear.fileno(), heard)
+
     def _take_the_path(self) -> None:
         """Nobody else answers there now. If a master died there, what it left is ours."""
         if self.options.path is None:
@@ -169,6 +188,8 @@ class Master:
     def _close(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._ear is not None:
+            self.loop.forget(self._ear.fileno())
         if self.endpoint is not None and self.options.path is not None:
             if self._journal_is_ours:
                 journal.remove(journal.path_of(self.endpoint.path))
