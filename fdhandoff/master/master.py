@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -403,6 +404,9 @@ class Master:
                     outlet.leave(run.slot)
                 self.history.append(describe(self, run))
                 self.changed()
+                # An upgrade's tasks and whoever watched it know each other. Python would let that pile up for a long time in a
+                # process that does nothing for days, and memory that is given back late is given back in holes.
+                gc.collect()
 
         if not run.alive and run.state != ENDED:
             run.kill()  # nothing lives: only what was still to be restarted is given up

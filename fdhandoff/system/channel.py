@@ -65,10 +65,12 @@ class Channel:
     def close(self) -> None:
         self._socket.close()
         self._fd = -1
+        self._buffer = self._fds = None  # also where something remembers this channel for longer
 
     def detach(self) -> int:
         """The descriptor, which is the caller's from here on."""
         fd, self._fd = self._fd, -1
+        self._buffer = self._fds = None
         self._socket.detach()
         return fd
 
