@@ -7,7 +7,6 @@ sentence on standard error and an exit code: see ``outcome`` and docs/reference/
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 
 from .outcome import PROGRAM, USAGE, guarded, say
 
@@ -60,10 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"there is no verb {verb!r}" if verb else "say what to do"
         say(f"{what}: one of {', '.join(VERBS)} ({PROGRAM} --help explains them)")
         return USAGE
-    return guarded(verb, lambda: _run(verb, words[1:]))
+    return guarded(verb, lambda: _run(verb, words[1:], own_process=argv is None))
 
 
-def _run(verb: str, words: list[str]) -> int:
+def _run(verb: str, words: list[str], *, own_process: bool) -> int:
+    from importlib import import_module
+
     from .arguments import Parser
 
     module: ModuleType = import_module(f".{verb}", __name__)
@@ -76,6 +77,7 @@ def _run(verb: str, words: list[str]) -> int:
     module.arguments(parser)
     options = parser.parse_args(words)
     options.command = command
+    options.own_process = own_process
     return int(module.run(options))
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
+from functools import partial
 
-from ..errors import HandoffError, SystemCallError
+from ..errors import HandoffError
 from ..master.config import SETTINGS, Configuration
-from ..system import environment
 from .arguments import Parser, checked
-from .outcome import NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, Failure, UsageError, say
+from .outcome import OWN_FAILURE, Failure, UsageError
+from .serving import path_of, serve
+from .staying import stay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+
+    from ..master.config import Setting
 
 STARTS_A_COMMAND = True
 
@@ -38,9 +41,9 @@ def arguments(parser: Parser) -> None:
     for setting in SETTINGS:
         parser.add_argument(
             f"--{setting.name}",
-            dest=setting.attribute,
+            dest=setting.name,
             metavar=setting.metavar,
-            type=checked(setting.read),
+            type=checked(partial(_readable, setting)),
             # Only what was said counts more than the configuration file.
             default=argparse.SUPPRESS,
             help=help_of(setting.help, setting.default, f"--{setting.name} {setting.example}", repeat=setting.repeat),
@@ -53,18 +56,21 @@ def arguments(parser: Parser) -> None:
     )  # fmt: skip
 
 
+def _readable(setting: Setting, text: str) -> str:
+    """It is read again by the process that stays."""
+    setting.read(text)
+    return text
+
+
 def help_of(text: str, default: str, example: str, *, repeat: bool = False) -> str:
     again = "; may be repeated" if repeat else ""
     return f"{text}{again} ({default}); as in {example}".replace("%", "%%")
 
 
 def run(options: Namespace) -> int:
-    from ..system.paths import default_path
-
-    given = {key: value for key, value in vars(options).items() if key not in ("command", "config")}
-    configuration = Configuration(
-        options.command or [], given, options.config, lambda name: default_path(name, os.environ)
-    )
+    names = {setting.name for setting in SETTINGS}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    configuration = Configuration(options.command or [], given, options.config, path_of)
     try:
         configuration()
     except FileNotFoundError as error:
@@ -73,19 +79,6 @@ def run(options: Namespace) -> int:
         raise UsageError(str(error)) from None
     except HandoffError as error:
         raise Failure(str(error), OWN_FAILURE) from error
-    from ..master.master import Master
-
-    try:
-        # Before anything of ours is opened that could be taken for one of them.
-        came = environment.take_sockets(os.environ, os.getpid())
-        return Master(configuration, say, came).run()
-    except HandoffError as error:
-        raise Failure(str(error), _code(error)) from error
-    except (OSError, ValueError) as error:
-        raise Failure(str(error), OWN_FAILURE) from error
-
-
-def _code(error: HandoffError) -> int:
-    if isinstance(error, SystemCallError) and error.call in ("execve", "exec"):
-        return NOT_FOUND if error.errno == 2 else NOT_EXECUTABLE
-    return OWN_FAILURE
+    if options.own_process:
+        stay(configuration)
+    return serve(configuration)

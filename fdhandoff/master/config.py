@@ -5,10 +5,7 @@ that is read again at each upgrade. What the command line says counts more than 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import sys
-from importlib import import_module
 
 from ..deadline import parse_duration
 from ..system.access import parse_mode, parse_user
@@ -24,6 +21,8 @@ from .options import (
     parse_readiness,
     read_env_file,
 )
+from .splitting import split_words
+from .toml import Reader, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def _text(text: str) -> str:
 
 def _words(text: str) -> str:
     """A command in one option: it must be possible to split it."""
-    shlex.split(text)
+    split_words(text)
     return _text(text)
 
 
@@ -177,26 +176,32 @@ _FIXED = (
 
 
 class Configuration:
-    """Asked for ``Options`` at the start and at each upgrade. ``given``: what the command line said, by attribute; ``file``:
-    the configuration file, or empty."""
+    """Asked for ``Options`` at the start and at each upgrade. ``given``: what the command line said, by the options' names, as
+    text (a list of texts where an option may be repeated); ``file``: the configuration file, or empty; ``reader`` reads it."""
 
     def __init__(
-        self, command: list[str], given: Mapping[str, Any], file: str, default_path: Callable[[str], str]
+        self,
+        command: list[str],
+        given: Mapping[str, Any],
+        file: str,
+        default_path: Callable[[str], str],
+        reader: Reader | None = None,
     ) -> None:
-        self._command = command
-        self._given = dict(given)
-        self._file = os.path.abspath(file) if file else ""
+        self.command = command
+        self.given = given
+        self.file = os.path.abspath(file) if file else ""
+        self.reader = Reader(parse) if reader is None else reader
         self._default_path = default_path
         self._first: Options | None = None
 
     def __call__(self) -> Options:
         """``ValueError`` or ``OSError`` with one sentence when it makes no sense."""
-        values = {**(read_file(self._file) if self._file else {}), **self._given}
-        command = self._command or values.get("command") or []
+        values = {**(read_file(self.file, self.reader) if self.file else {}), **_read_words(self.given)}
+        command = self.command or values.get("command") or []
         values.pop("command", None)
         if not command:
             raise ValueError("say which command to run: after --, or as command = […] in the configuration file")
-        options = Options(command, config=self._file, **values)
+        options = Options(command, config=self.file, **values)
         if self._first is not None:
             options = options.replaced({name: getattr(self._first, name) for name in _FIXED})
         else:
@@ -235,10 +240,14 @@ def _check(options: Options) -> None:
 # --- the file -----------------------------------------------------------------------------------------------
 
 
-def read_file(path: str) -> dict[str, Any]:
+def _read_words(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {_BY_NAME[name].attribute: _convert(_BY_NAME[name], value) for name, value in given.items()}
+
+
+def read_file(path: str, reader: Reader | None = None) -> dict[str, Any]:
     """Attribute → value, of a TOML file whose keys are the options' own names. ``ValueError`` names what is wrong in it."""
     values: dict[str, Any] = {}
-    for name, value in _load(path).items():
+    for name, value in (reader or Reader(parse))(path).items():
         try:
             if name == "command":
                 values["command"] = _command(value)
@@ -251,24 +260,9 @@ def read_file(path: str) -> dict[str, Any]:
     return values
 
 
-def _load(path: str) -> dict[str, Any]:
-    try:
-        toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    except ImportError:
-        raise ValueError(
-            f"{path} can't be read: TOML on Python 3.10 needs the package tomli (pip install 'fdhandoff[config]')"
-        ) from None
-    with open(path, "rb") as file:
-        try:
-            values: dict[str, Any] = toml.load(file)
-            return values
-        except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not TOML: {error}") from None
-
-
 def _command(value: object) -> list[str]:
     if isinstance(value, str):
-        return shlex.split(value)
+        return split_words(value)
     if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
         return list(value)
     raise ValueError('say a list of words, as in ["gunicorn", "app:app"], or one string')

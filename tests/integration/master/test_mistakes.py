@@ -92,7 +92,7 @@ def test_a_privileged_port_is_told_to_nobody(tmp_path: Path) -> None:
     # Everything is loaded before, since nobody may not be allowed to read it.
     words = ["run", "--path", str(folder / "s"), "--bind", "127.0.0.1:80", "--", "true"]
     code = (
-        "import encodings.ascii, encodings.idna, locale, os, shutil, sys, fdhandoff.master.master\n"
+        "import encodings.ascii, encodings.idna, importlib, locale, os, shutil, sys, fdhandoff.master.master\n"
         "import fdhandoff.cli.run\n"
         f"os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.exit(fdhandoff.cli.main({words!r}))"
     )

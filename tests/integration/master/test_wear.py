@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -128,20 +129,44 @@ def test_ten_upgrades_a_second_for_long(tmp_path: Path) -> None:
     hastened(tmp_path, 18, 4)
 
 
-def test_an_idle_master_sleeps(tmp_path: Path) -> None:
-    """No wake-up while nothing happens."""
-    with Service(tmp_path, *SWIFT, command=rude()) as service:
+def wake_ups(pid: int) -> int:
+    """How often a thread of it went to sleep: so often it had been woken."""
+    count = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        lines = status.read_text().splitlines()
+        count += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+    return count
+
+
+def test_a_master_sleeps_while_its_service_serves(tmp_path: Path) -> None:
+    """Not one wake-up in ten seconds, whatever its clients do, with everything on."""
+    config = tmp_path / "run.toml"
+    config.write_text("# the command line says it all\n") if sys.version_info >= (3, 11) else None
+    more = ["--config", str(config)] if config.exists() else []
+    options = (
+        "--ready",
+        "http:/",
+        "--workers",
+        "2",
+        "--bind",
+        "udp:127.0.0.1:0",
+        "--bind",
+        f"unix:{tmp_path}/u",
+        *more,
+    )
+    with (
+        Service(tmp_path, *SWIFT, *options, command=rude("{fd:http}"), env={"SLOW": "0"}) as service,
+        Load(service.address(), 2) as load,
+    ):
         service.upgrade()
         service.settled(2)
 
-        def switches() -> int:
-            lines = Path(f"/proc/{service.pid}/status").read_text().splitlines()
-            return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
-
-        def quiet() -> bool:
-            before = switches()
-            until = time.monotonic() + 1.0
+        def rests(seconds: float) -> bool:
+            before, until = wake_ups(service.pid), time.monotonic() + seconds
             wait_for(lambda: time.monotonic() >= until)
-            return switches() == before
+            return wake_ups(service.pid) == before
 
-        assert quiet() or quiet() or quiet()
+        wait_for(lambda: rests(2), "the end of what an upgrade leaves to do")
+        answered = len(load.answers)
+        assert rests(10)
+        assert len(load.answers) > answered + 100, "it did not rest for want of work"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fdhandoff.master import config as module
 from fdhandoff.master.config import SETTINGS, Configuration, read_file
 from fdhandoff.master.options import Options
 
@@ -107,7 +107,7 @@ def test_what_a_running_master_can_not_change_stays(tmp_path: Path) -> None:
 def test_the_command_line_counts_more(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("command = ['one']\nworkers = 2\ngrace = 5\n")
-    options = configured(file, ["two"], workers=3)()
+    options = configured(file, ["two"], workers="3")()
     assert (options.command, options.workers, options.grace) == (["two"], 3, 5.0)
 
 
@@ -115,16 +115,18 @@ def test_toml_on_an_old_python_asks_for_its_package(tmp_path: Path, monkeypatch:
     def refuse(name: str) -> object:
         raise ImportError(name)
 
-    monkeypatch.setattr(module, "import_module", refuse)
+    file = tmp_path / "run.toml"
+    file.write_text("")
+    monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(ValueError, match=r"needs the package tomli \(pip install 'fdhandoff\[config\]'\)"):
-        read_file(str(tmp_path / "run.toml"))
+        read_file(str(file))
 
 
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"binds": ["a=:0", "a=:1"]}, "two listeners are called 'a'"),
-        ({"binds": [":0", ":0"]}, "is to be bound twice"),
+        ({"bind": ["a=:0", "a=:1"]}, "two listeners are called 'a'"),
+        ({"bind": [":0", ":0"]}, "is to be bound twice"),
         ({"directory": "/no/such"}, "the working directory /no/such does not exist"),
     ],
 )
@@ -136,9 +138,9 @@ def test_what_makes_no_sense_together_is_refused(given: dict[str, Any], reason: 
 def test_nginx_has_no_unix_socket_that_is_switched_by_a_rename() -> None:
     for command in (["nginx"], ["/usr/sbin/nginx", "-g", "daemon off;"]):
         with pytest.raises(ValueError, match="nginx knows a listener by its address, and unix:/s has another one"):
-            configured(command=command, binds=["127.0.0.1:0", "/s"])()
-        configured(command=command, binds=["/s"], switch="shared")()
-        configured(command=command, binds=["@s"])()
+            configured(command=command, bind=["127.0.0.1:0", "/s"])()
+        configured(command=command, bind=["/s"], switch="shared")()
+        configured(command=command, bind=["@s"])()
 
 
 def test_there_must_be_a_command() -> None:
