@@ -21,6 +21,7 @@ VERBS = {
     "run": "run a command as a service that can be upgraded without a failed request",
     "pidproxy": "keep one pid in front of a program that replaces itself",
     "upgrade": "replace a running service by its next release",
+    "deploy": "start a service where it isn't running, and upgrade it where it is",
     "rollback": "go back to the generation before",
     "drain": "end a service when nobody is connected to it any more",
     "stop": "end a service in good order",

@@ -78,13 +78,15 @@ def _listeners(listeners: Sequence[dict[str, Any]]) -> list[str]:
 def _generations(generations: Sequence[dict[str, Any]], now: float) -> list[str]:
     ended = [one for one in generations if one.get("state") == "ended"]
     shown = sorted((one for one in generations if one not in ended[:-_SHOWN_ENDED]), key=lambda one: one["number"])
-    rows = [["", "state", "pids", "age", "connected", "share", "until"]]
+    named = any(one.get("release") for one in shown)
+    rows = [["", "state", *["release"] * named, "pids", "age", "connected", "share", "until"]]
     for one in shown:
         over = one.get("state") == "ended"
         rows.append(
             [
                 _cell(one.get("number")),
                 _cell(one.get("state")),
+                *[_cell(one.get("release"))] * named,
                 _pids(one.get("pids") or ()) or _how(one.get("exit")),
                 "" if over else age(now - one.get("since", now)),
                 "" if over else _cell(one.get("active")),
@@ -92,7 +94,7 @@ def _generations(generations: Sequence[dict[str, Any]], now: float) -> list[str]
                 "" if one.get("deadline") is None else f"{format_duration(round(one['deadline'], 1))} left",
             ]
         )
-    return _table(rows, right=(0, 4, 5)) if generations else []
+    return _table(rows, right=(0, 4 + named, 5 + named)) if generations else []
 
 
 def _cell(value: object) -> str:
@@ -115,6 +117,8 @@ def last_upgrade(last: dict[str, Any] | None, now: float) -> list[str]:
     if not last:
         return []
     text = f"generation {last.get('from')} to {last.get('to')}: {last.get('result')}"
+    if last.get("release"):
+        text = f"release {last['release']}, {text}"
     if last.get("step"):
         text += f", at {last['step']}"
     if isinstance(last.get("seconds"), (int, float)):

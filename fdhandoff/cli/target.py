@@ -16,7 +16,7 @@ from .outcome import NOTHING, SYSTEM, Failure, UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _ANSWER_SECONDS = 2.0
 _ANCESTORS = 8
@@ -50,33 +50,34 @@ def chosen_target(options: argparse.Namespace) -> str:
     return chosen_path(options, create=False)
 
 
-def find(pid: int) -> str:
-    """The handoff path of the service that process ``pid`` belongs to. ``Failure`` says why there is none."""
+def find(pid: int, allow_uids: Iterable[int] = ()) -> str:
+    """The handoff path of the service that process ``pid`` belongs to. ``Failure`` says why there is none. ``allow_uids``:
+    whose answer is believed besides ours and root's."""
     if not exists(pid):
         raise Failure(f"there is no process {pid}: nothing serves under that number", NOTHING)
     # Where the process itself answers, or the master above it, /proc tells the path; else everybody is asked.
     ancestor = pid
     for _ in range(_ANCESTORS):
         for path in listening_paths(ancestor):
-            if _belongs(path, pid, sure=ancestor == pid):
+            if _belongs(path, pid, allow_uids, sure=ancestor == pid):
                 return path
         ancestor = parent_of(ancestor)
         if ancestor <= 1:
             break
     for path in _in_runtime_directories():
-        if _belongs(path, pid):
+        if _belongs(path, pid, allow_uids):
             return path
     name = command_name(pid)
     who = f"process {pid}{f' ({name})' if name else ''}"
-    owner = _owner(pid)
+    owner = owner_of(pid)
     if owner not in (None, os.geteuid()) and os.geteuid() != 0:
         raise Failure(f"{who} belongs to uid {owner}: ask as that user, or as root", SYSTEM)
     raise Failure(f"{who} runs, but answers no handoff path, and no service here knows it", NOTHING)
 
 
-def _belongs(path: str, pid: int, *, sure: bool = False) -> bool:
+def _belongs(path: str, pid: int, allow_uids: Iterable[int], *, sure: bool = False) -> bool:
     try:
-        answer = ask(path, "status", timeout=_ANSWER_SECONDS)
+        answer = ask(path, "status", timeout=_ANSWER_SECONDS, allow_uids=allow_uids)
     except HandoffError:
         return False
     master = answer.get("master") or {}
@@ -89,7 +90,8 @@ def _belongs(path: str, pid: int, *, sure: bool = False) -> bool:
     return sure or pid in pids
 
 
-def _owner(pid: int) -> int | None:
+def owner_of(pid: int) -> int | None:
+    """The user whom the process runs as; ``None`` when it is gone."""
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:

@@ -12,6 +12,7 @@ from ..errors import HandoffError, PeerRefused
 from ..master.options import parse_canary
 from .arguments import Parser, add_json, add_users, checked, duration
 from .outcome import code_of
+from .release import add_release, release_named
 from .target import add_target, chosen_target
 
 TYPE_CHECKING = False
@@ -62,6 +63,7 @@ def arguments(parser: Parser) -> None:
         "--canary", metavar="STEPS", type=checked(_canary),
         help="another canary than the configured one, or none, this time; as in --canary 5%%:60s,50%%:60s",
     )  # fmt: skip
+    add_release(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--wait", choices=(SERVED, FINAL), default=FINAL, help="until it serves, or to the end of probation (final)"
@@ -111,6 +113,9 @@ def _question(options: Namespace) -> dict[str, Any]:
         body["canary"] = "" if options.canary == "none" else options.canary
     if options.dry_run:
         body["dry_run"] = True
+    release = release_named(options.release)
+    if release:
+        body["release"] = release
     return body
 
 

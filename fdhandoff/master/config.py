@@ -19,7 +19,9 @@ from .options import (
     forbid_canary,
     parse_canary,
     parse_readiness,
+    parse_release,
     read_env_file,
+    release_of,
 )
 from .splitting import split_words
 from .toml import Reader, parse
@@ -157,6 +159,8 @@ SETTINGS = [
             "what the command's processes are sent when the master dies before them"),
     Setting("max-draining", _number, "N", "3", "5", "old generations that may drain at once; more upgrades are refused"),
     Setting("restart-every", parse_duration, "DURATION", "never", "24h", "upgrade so long after the last upgrade, unasked"),
+    Setting("release", parse_release, "TEXT", "none", "link:/srv/app/current",
+            "what a release is called, which status shows: a text, or link:PATH for where a symbolic link leads to"),
     Setting("env", _assignment, "NAME=VALUE", "none", "DEBUG=1", "set a variable for the command", repeat=True),
     Setting("env-file", _text, "FILE", "none", "/etc/default/app", "NAME=VALUE lines, read again for each generation"),
     Setting("directory", _text, "DIRECTORY", "ours", "/srv/app/current",
@@ -233,6 +237,8 @@ def _check(options: Options) -> None:
                 )
     if options.env_file:
         read_env_file(options.env_file)
+    if options.release:
+        release_of(options.release)
     if options.directory and not os.path.isdir(options.directory):
         raise ValueError(f"the working directory {options.directory} does not exist")
 

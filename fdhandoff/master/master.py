@@ -22,7 +22,7 @@ from .ending import Ending
 from .keeping import Keeper
 from .listeners import Change, forbid_canary_on, open_all
 from .loop import Loop, Timer
-from .options import forbid_canary
+from .options import forbid_canary, release_of
 from .outlet import Outlet
 from .readiness import run_command
 from .report import describe
@@ -248,6 +248,7 @@ class Master:
         slot = next((slot for slot in range(self.slots) if slot not in taken), None)
         if slot is None:
             raise UpgradeError("too many generations have not ended yet: wait a moment", serving=OLD)
+        release = release_of(options.release)
         self.numbers += 1
         sockets = []
         for outlet in outlets:
@@ -255,6 +256,7 @@ class Master:
                 self.say(f"{outlet.name}: {wrong} (repaired)")
             sockets.append((outlet.name, outlet.give(slot)))
         run = Run(self.loop, self.numbers, slot, options, sockets, self.say, self.changed)
+        run.release = release
         run.workers = max(1, run.workers + self.more_workers)
         self.runs.append(run)
         return run
@@ -299,9 +301,13 @@ class Master:
         return ""
 
     def upgrade(
-        self, watcher: Callable[[dict[str, Any]], object] | None = None, *, canary: list[CanaryStep] | None = None
+        self,
+        watcher: Callable[[dict[str, Any]], object] | None = None,
+        *,
+        canary: list[CanaryStep] | None = None,
+        release: str = "",
     ) -> Task[None]:
-        """Begins one, or raises why not. ``canary`` instead of the configured one, this time."""
+        """Begins one, or raises why not. ``canary`` and ``release`` instead of the configured ones, this time."""
         refusal = self.refusal()
         if refusal and self.rollout is not None:
             raise InProgress(refusal)
@@ -317,6 +323,7 @@ class Master:
         except BaseException:
             change.undo()
             raise
+        new.release = release or new.release
         before, self.options = self.options, options
         change.begin(self.current, new)
         rollout = Rollout(self, self.current, new)

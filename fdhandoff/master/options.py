@@ -18,6 +18,10 @@ SHARED = "shared"
 READY_KINDS = ("accept", "notify", "http", "command", "delay")
 
 
+_LINK = "link:"
+_RELEASE_MAX = 200
+
+
 class CanaryStep:
     """``share`` (a fraction) of the new connections for ``seconds``."""
 
@@ -123,6 +127,7 @@ class Options:
         "ready",
         "ready_fd",
         "ready_timeout",
+        "release",
         "restart_every",
         "settle",
         "socket_group",
@@ -154,6 +159,7 @@ class Options:
         self.kill_after = 10.0
         self.drain_signal = ""
         self.death_signal = ""
+        self.release = ""
         self.max_draining = 3
         self.env: list[str] = []
         self.env_file = ""
@@ -181,6 +187,28 @@ class Options:
     @property
     def stop_signal(self) -> str:
         return self.drain_signal or drain_signal_of(self.command)
+
+
+def parse_release(text: str) -> str:
+    """``ValueError`` unless it can be shown: one line, and not too long."""
+    if not text or text == _LINK or len(text) > _RELEASE_MAX or not text.isprintable():
+        raise ValueError(f"{text!r} can't name a release: say up to {_RELEASE_MAX} letters in one line, or {_LINK}PATH")
+    return text
+
+
+def release_of(text: str) -> str:
+    """What the release is called now: ``text``, or with ``link:PATH`` the last part of what the symbolic link leads to.
+    ``ValueError`` where there is no such link."""
+    path = text.removeprefix(_LINK)
+    if path == text:
+        return text
+    try:
+        target = os.readlink(path).rstrip("/")
+    except OSError as error:
+        raise ValueError(
+            f"the release is to be read from {path}, which is no symbolic link ({error.strerror})"
+        ) from None
+    return parse_release(os.path.basename(target) or target)
 
 
 def read_env_file(path: str) -> dict[str, str]:

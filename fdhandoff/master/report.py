@@ -58,4 +58,5 @@ def describe(master: Master, run: Run) -> dict[str, Any]:
         "deadline": run.time_left() if run.alive else None,
         "exit": None if ended is None or run.alive else {"status": ended.status, "signal": ended.signal},
         "command": run.options.command,
+        "release": run.release or None,
     }

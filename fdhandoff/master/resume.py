@@ -84,6 +84,7 @@ def snapshot(master: Master) -> dict[str, Any]:
                 "processes": [[process.pid, process.started] for process in run.processes],
                 "options": {name: getattr(run.options, name) for name in _KEPT_OPTIONS},
                 "workers": run.workers,
+                "release": run.release,
                 "leaving": run.leaving,
                 "deadline": run.deadline,
             }
@@ -272,6 +273,7 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
         run = Run(master.loop, entry["number"], entry["slot"], options, sockets, master.say, master.changed)
         run.state, run.since, run.deadline = entry["state"], entry["since"], entry.get("deadline")
         run.workers = entry.get("workers", run.workers)
+        run.release = entry.get("release", "")
         for process in processes:
             run.adopt(process, leaving=process.pid in entry.get("leaving", ()))
         master.runs.append(run)

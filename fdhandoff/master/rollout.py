@@ -310,4 +310,5 @@ class Rollout:
             "steps": [{"step": step, "seconds": seconds} for step, seconds in self.steps if step],
             "at": self.at,
             "lost": self.lost,
+            "release": self.new.release or None,
         }

@@ -63,6 +63,7 @@ class Run:
         self.state = STARTING
         self.since = time.time()
         self.share = 0.0
+        self.release = ""  # what it is called, where anybody said
         self.accepted_before = 0
         self.deadline: float | None = None
         self.seen: tuple[int, float] | None = None  # its connections when they were last counted, and when that was

@@ -40,6 +40,7 @@ _UPGRADE = {
     "step?": str,
     "steps?": [{"step": str, "seconds": _NUMBER}],
     "at?": (*_NUMBER, type(None)),
+    "release?": (str, type(None)),
     "lost?": ({"connections": (int, type(None)), "seen": (*_NUMBER, type(None)), "rescued": int}, None),
 }
 _ENDED = {"number": int, "pids": [int], "state": str, "since": _NUMBER}
@@ -52,6 +53,7 @@ _RUN = {
     "processes": [[int]],
     "options?": _OPTIONS,
     "workers?": int,
+    "release?": str,
     "leaving?": [int],
     "deadline?": (*_NUMBER, type(None)),
 }

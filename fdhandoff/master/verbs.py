@@ -6,7 +6,7 @@ import os
 
 from ..errors import OLD, HandoffError, InProgress, UpgradeError
 from .keeping import roll_back
-from .options import forbid_canary, parse_canary
+from .options import forbid_canary, parse_canary, parse_release
 from .preflight import preflight
 from .report import status
 from .resume import replace_master
@@ -65,7 +65,7 @@ def _upgrade(master: Master, body: dict[str, Any], reply: Reply) -> None:
         master.spawn(preflight(master, reply))
         return
     wait = body.get("wait", True)
-    task = master.upgrade(reply.event, canary=steps)
+    task = master.upgrade(reply.event, canary=steps, release=_release_in(body))
     rollout = master.rollout
     assert rollout is not None
     if wait is False:
@@ -87,6 +87,20 @@ def _upgrade(master: Master, body: dict[str, Any], reply: Reply) -> None:
             )
 
     task.when_done(finished)
+
+
+def _release_in(body: dict[str, Any]) -> str:
+    return parse_release(str(body["release"])) if body.get("release") else ""
+
+
+def _release(master: Master, body: dict[str, Any], reply: Reply) -> None:
+    """Whoever had the service started knows better than its options what it is."""
+    run = master.current
+    if run is None or run.number != body.get("generation") or master.rollout is not None:
+        raise UpgradeError("that generation does not serve alone: its release is named by who replaces it", serving=OLD)
+    run.release = _release_in(body)
+    master.changed()
+    reply.done({"generation": run.number, "release": run.release or None})
 
 
 def _served(rollout: Rollout, event: dict[str, Any], reply: Reply) -> None:
@@ -194,6 +208,7 @@ VERBS: dict[str, Verb] = {
     "status": _status,
     "upgrade": _upgrade,
     "upgrade-master": _upgrade_master,
+    "release": _release,
     "rollback": _rollback,
     "abort": _abort,
     "hold": _hold,

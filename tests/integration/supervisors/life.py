@@ -109,13 +109,17 @@ class Supervisor:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         self.install()
+        self.start_again()
+        if wait:
+            self.serves()
+
+    def start_again(self) -> None:
+        """The supervisor itself, with the configuration that is there."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(),
                 cwd=self.folder, start_new_session=True,
             )  # fmt: skip
-        if wait:
-            self.serves()
 
     def tell(self, *words: str, code: int | None = 0) -> str:
         """One of its own tools, to its end."""
