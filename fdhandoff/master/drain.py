@@ -63,10 +63,13 @@ async def retire(master: Master, old: Run) -> None:
 async def _watched(master: Master, old: Run, deadline: float | None) -> int:
     """How many connections are left, at the end of the watch."""
     seconds = _LOOK_FIRST
+    master.ears.look()
     before = [(outlet, outlet.half_open()) for outlet in master.outlets]
     patience = time.monotonic() + HALF_OPEN_SECONDS
     while old.alive:
         # In this order: what is accepted meanwhile is seen among the connections.
+        if old.deaf.done:
+            serve_waiting(master, old)
         waiting = sum(outlet.waiting(old.slot) or 0 for outlet in master.outlets if outlet.mode != SHARED)
         left = waiting + master.connections(old)
         if any(half_open for _, half_open in before):
@@ -86,15 +89,12 @@ async def bury(master: Master, dead: Run, gone: Callable[[], object]) -> None:
     """Once nobody can reach the dead generation's queues any more, and they are empty: ``gone()``."""
     before = [(outlet, outlet.half_open()) for outlet in master.outlets]
     until = time.monotonic() + HALF_OPEN_SECONDS
-    rescued = _rescue(master, dead.slot)
+    dead.rescued += serve_waiting(master, dead)
     while time.monotonic() < until and any(half_open for _, half_open in before):
         await pause(master.loop, _LOOK_FIRST)
-        rescued += _rescue(master, dead.slot)
+        dead.rescued += serve_waiting(master, dead)
         before = [(outlet, half_open & outlet.half_open()) for outlet, half_open in before if half_open]
-    rescued += _rescue(master, dead.slot)
-    dead.rescued = rescued
-    if rescued:
-        master.say(f"{rescued} connections that waited for {dead} are served by {master.current}, through the master")
+    dead.rescued += serve_waiting(master, dead)
     gone()
 
 
@@ -115,8 +115,12 @@ async def serve_stranded(master: Master) -> None:
         )
 
 
-def _rescue(master: Master, slot: int) -> int:
-    return _relay_all(master, lambda outlet: outlet.forsaken(slot))
+def serve_waiting(master: Master, run: Run) -> int:
+    """What waits in the queue of a generation that will never accept it is served by the one that serves: how many."""
+    rescued = _relay_all(master, lambda outlet: outlet.forsaken(run.slot))
+    if rescued:
+        master.say(f"{rescued} connections that waited for {run} are served by {master.current}, through the master")
+    return rescued
 
 
 def _relay_all(master: Master, accepted: Callable[[Outlet], list[socket.socket]]) -> int:

@@ -70,6 +70,7 @@ async def roll_back(master: Master, reason: str) -> None:
         outlet.choose(old.slot)
     master.current = old
     master.switched_to(old)
+    master.ears.attend(old)
     master.keeper.release()
     old.watch_over()
     until = began + bad.options.settle

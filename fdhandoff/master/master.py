@@ -18,6 +18,7 @@ from ..system.processes import become_subreaper, members, reap_all
 from . import journal, resume
 from .announce import Announcer
 from .drain import bury, retire, serve_stranded
+from .ears import Ears, in_words
 from .ending import Ending
 from .keeping import Keeper
 from .listeners import Change, forbid_canary_on, open_all
@@ -76,6 +77,7 @@ class Master:
         self.coalesced = 0
         self.more_workers = 0  # than the configuration says: TTIN and TTOU
         self.keeper = Keeper(self)
+        self.ears = Ears(self)
         self._next_restart: Timer | None = None
         self.upgrades = 0
         self.failures = 0
@@ -179,6 +181,7 @@ class Master:
         self.current.watch_over()
         self._plan_restart()
         self.changed()
+        self.ears.attend(self.current)
         self.say(f"{self.current} goes on serving")
         self.spawn(serve_stranded(self))
         self.announcer.ready()
@@ -200,6 +203,7 @@ class Master:
         for outlet in self.outlets:
             outlet.close(unlink=True)
         self.announcer.close()
+        self.ears.close()
         self.loop.close()
 
     async def _begin(self) -> None:
@@ -252,8 +256,8 @@ class Master:
         self.numbers += 1
         sockets = []
         for outlet in outlets:
-            for wrong in outlet.mend(slot):
-                self.say(f"{outlet.name}: {wrong} (repaired)")
+            if wrong := outlet.mend(slot):
+                self.say(f"{outlet.name}: {in_words(wrong)} by an earlier generation; repaired")
             sockets.append((outlet.name, outlet.give(slot)))
         run = Run(self.loop, self.numbers, slot, options, sockets, self.say, self.changed)
         run.release = release
@@ -353,9 +357,13 @@ class Master:
             self.announcer.reloaded()
             self.changed()
             self._plan_restart()
+            if self.current is not None:
+                self.ears.attend(self.current)
+                if self.current.deaf.done:
+                    self.ears.replace_again()
             if self._upgrade_wanted and self.state == SERVING:
                 self._upgrade_wanted = False
-                self.loop.call(self._upgrade_by_signal)
+                self.loop.call(self.upgrade_unasked)
         took = format_duration(time.monotonic() - rollout.began)
         self.say(f"upgraded from {rollout.old} to {rollout.new} in {took}")
 
@@ -364,9 +372,9 @@ class Master:
         if self._next_restart is not None:
             self._next_restart.cancel()
         every = self.options.restart_every
-        self._next_restart = None if not every else self.loop.after(every, self._upgrade_by_signal)
+        self._next_restart = None if not every else self.loop.after(every, self.upgrade_unasked)
 
-    def _upgrade_by_signal(self) -> None:
+    def upgrade_unasked(self) -> None:
         if self.rollout is not None:
             self._upgrade_wanted = True
             self.coalesced += 1
@@ -431,7 +439,7 @@ class Master:
 
     def _signalled(self, number: int) -> None:
         if number in (signal.SIGHUP, signal.SIGUSR2):
-            self._upgrade_by_signal()
+            self.upgrade_unasked()
         elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             verdict = self._stops.judge(by_signal=True)
             if verdict == StopRequests.FIRST:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 RENAME = "rename"
+# What ``mend`` says of a listener that was shut down.
+LOST = "SO_ACCEPTCONN"
 
 # Where a listener comes from, in ``status``.
 BOUND, INHERITED = "bound", "inherited"
@@ -57,8 +59,10 @@ class Outlet:
         """The connections whose client has not yet answered: promised to a queue, nobody can say to which."""
         return frozenset()
 
-    def mend(self, slot: int) -> list[str]:  # noqa: ARG002
-        """What a server did to its listener that others would suffer from, repaired: in words."""
+    def mend(self, slot: int, *, serving: bool = False) -> list[str]:  # noqa: ARG002
+        """What a server did to its listener that others would suffer from, repaired: ``backlog``, ``O_NONBLOCK``,
+        ``TCP_NODELAY``, or ``LOST``, after which ``give`` gives another socket where one can be had, and where new connections
+        wait. While a generation is ``serving``, what concerns it alone is its own business."""
         return []
 
     def leave(self, slot: int) -> None:

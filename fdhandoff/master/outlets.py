@@ -6,14 +6,14 @@ import itertools
 import os
 import socket
 
-from ..errors import Unsupported
+from ..errors import ListenerError, Unsupported
 from ..system.connections import SYN_RECV, connections, count
 from ..system.fds import describe, listener_queue
 from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
-from ..system.switch import Group
+from ..system.switch import Group, hung_up
 from .options import KERNEL, SHARED
-from .outlet import BOUND, INHERITED, RENAME, Outlet, accept_all
+from .outlet import BOUND, INHERITED, LOST, RENAME, Outlet, accept_all
 from .renaming import RenameOutlet
 
 TYPE_CHECKING = False
@@ -94,11 +94,17 @@ class KernelOutlet(Outlet):
     def half_open(self) -> frozenset[int]:
         return self._group.half_open()
 
-    def mend(self, slot: int) -> list[str]:
-        wrong = self._group.check(self._place(slot))
-        if "SO_ACCEPTCONN" in wrong:
+    def mend(self, slot: int, *, serving: bool = False) -> list[str]:
+        wrong = self._group.check(self._place(slot), serving=serving)
+        if LOST in wrong:
             self._is_ours(self._place(slot))  # somebody shut it down, for all who held it
-        return wrong
+        if "shutdown" not in wrong:
+            return wrong
+        if not serving:  # and what holds it keeps its place in the group
+            raise ListenerError(
+                f"{self.name} ({self.address}) was shut down, and a UDP socket can't be had back: restart the master"
+            )
+        return [LOST]
 
     def _is_ours(self, place: int) -> None:
         self.lent.discard(place)
@@ -202,17 +208,36 @@ class SharedOutlet(Outlet):
     def sockets(self) -> dict[int, socket.socket]:
         return {0: self._sock}
 
-    def mend(self, slot: int) -> list[str]:  # noqa: ARG002
+    def mend(self, slot: int, *, serving: bool = False) -> list[str]:  # noqa: ARG002
         """Most servers call listen() again, which changes the backlog for all; some change what connections inherit."""
-        os.set_blocking(self._sock.fileno(), False)
+        if hung_up(self._sock):
+            self._revive()
+            return [LOST]
+        if not serving:
+            os.set_blocking(self._sock.fileno(), False)
         queue = listener_queue(self._sock.fileno())
         if queue is None:
             return []
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not serving:
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if queue[1] >= self._backlog:
             return []
         self._sock.listen(self._backlog)
         return ["backlog"]
+
+    def _revive(self) -> None:
+        """A TCP listener listens again, if it keeps its port. What was bound here is bound again."""
+        if self._backlog and self._sock.family != socket.AF_UNIX:
+            before = self._sock.getsockname()
+            self._sock.listen(self._backlog)
+            if self._sock.getsockname() == before:
+                return
+        if self.lent or not self.text:
+            raise ListenerError(f"{self.address} was shut down, and only whoever bound it can bind it again")
+        spec = parse_bind(self.text)
+        self._sock.close()
+        (self._sock,) = bind(spec)
+        os.set_blocking(self._sock.fileno(), False)
 
     def close(self, *, unlink: bool) -> None:
         if unlink and not self.lent and self.address.startswith("unix:/"):

@@ -9,7 +9,8 @@ from ..errors import PathError
 from ..system.connections import unix_connections_of, unix_queue
 from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
-from .outlet import RENAME, Outlet
+from ..system.switch import hung_up
+from .outlet import LOST, RENAME, Outlet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class RenameOutlet(Outlet):
         self.host = "localhost"
         self.probed = True
         self._sockets: dict[int, socket.socket] = sockets or {}
+        self._effective = 0  # what the kernel made of the backlog, once one of them was bound here
         if not self._sockets:
             # Bound once by its public name, so that a live owner there is found, and what may be in the way told.
             (claimed,) = bind(spec)
@@ -63,6 +65,7 @@ class RenameOutlet(Outlet):
                 sock.close()
                 raise
             self._sockets[slot] = sock
+            self._effective = unix_queue(sock)[1]
         return self._sockets[slot]
 
     def choose(self, old: int, new: int = -1, share: float = 0.0) -> None:
@@ -70,6 +73,9 @@ class RenameOutlet(Outlet):
         old, new, share = self.narrowed(old, new, share)
         slot = new if share >= 1.0 else old
         self.give(slot)
+        self._publish(slot)
+
+    def _publish(self, slot: int) -> None:
         if _same_file(self._public, self._kept(slot)):
             return  # a rename of one name of a file over another of it would do nothing, and leave both
         temporary = f"{self._public}.next"
@@ -86,14 +92,21 @@ class RenameOutlet(Outlet):
     def connections(self, pids: Collection[int]) -> int:
         return sum(len(unix_connections_of(os.fsencode(self._private(slot)), pids)) for slot in self._sockets)
 
-    def mend(self, slot: int) -> list[str]:
+    def mend(self, slot: int, *, serving: bool = False) -> list[str]:
         sock = self.give(slot)
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if hung_up(sock):
+            public = _same_file(self._public, self._kept(slot))
+            self.leave(slot)
+            self.give(slot)
+            if public:
+                self._publish(slot)
+            return [LOST]
+        if not serving:
             sock.setblocking(False)
+        if unix_queue(sock)[1] >= self._effective:
             return []
-        self.leave(slot)  # somebody called shutdown() on it
-        self.give(slot)
-        return ["SO_ACCEPTCONN"]
+        sock.listen(self._spec.backlog)
+        return ["backlog"]
 
     def connect_to(self, slot: int) -> socket.socket:
         return self._connected(self._kept(slot), socket.SOCK_NONBLOCK)

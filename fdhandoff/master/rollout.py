@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from ..deadline import format_duration
-from ..errors import OLD, Aborted, HandoffError, RolledBack, SuccessorDied, UpgradeError
+from ..errors import OLD, Aborted, HandoffError, NotReady, RolledBack, SuccessorDied, UpgradeError
 from ..system.notify import NotifyListener
-from .drain import HALF_OPEN_SECONDS
+from .drain import HALF_OPEN_SECONDS, serve_waiting
 from .options import SHARED
 from .readiness import answers, await_ready, run_command
 from .run import CANARY, DRAINING, PROBATION, SERVING, Run
@@ -106,6 +106,9 @@ class Rollout:
             if listener is not None:
                 listener.close()
         self.master.say(f"{new} is ready: it {how}")
+        self.master.ears.attend(*dict.fromkeys((self.old, new)))
+        if new.deaf.done:
+            raise NotReady(f"{new} {new.deaf.result()} before it served", serving=OLD)
 
     def _outlets(self) -> list[Outlet]:
         """Those that the new generation was given."""
@@ -153,6 +156,8 @@ class Rollout:
         before = [(outlet, outlet.half_open()) for outlet in self.master.outlets]
         while True:
             self._check_new()
+            if self.old.deaf.done:
+                serve_waiting(self.master, self.old)
             before = [(outlet, outlet.half_open() & half_open) for outlet, half_open in before if half_open]
             coming = any(half_open for _, half_open in before) or any(
                 outlet.waiting(self.old.slot) for outlet in self.master.outlets if outlet.mode != SHARED
@@ -160,7 +165,7 @@ class Rollout:
             now = time.monotonic()
             if now >= patience or (now >= until and not coming):
                 return
-            await pause(self.master.loop, _LOOK_SECONDS, self.new.died, self.aborted)
+            await pause(self.master.loop, _LOOK_SECONDS, self.new.died, self.new.deaf, self.aborted)
 
     async def _probation(self) -> None:
         self._probes_failed = 0
@@ -175,7 +180,7 @@ class Rollout:
         self._look()
         # A promotion is over once it has led to the switch: to wait for it then would be not to wait.
         steering = [] if self.switched else [self.promoted]
-        await pause(self.master.loop, seconds, self.new.died, self.aborted, *steering)
+        await pause(self.master.loop, seconds, self.new.died, self.new.deaf, self.aborted, *steering)
         self._check_new()
         ready = self.new.options.ready
         if ready.kind == "http":
@@ -206,12 +211,21 @@ class Rollout:
     def _check_new(self) -> None:
         if self.aborted.done:
             raise Aborted(f"the upgrade was aborted: {self.aborted.result()}", serving=OLD)
+        if self.new.deaf.done and not self.new.died.done:
+            what = f"{self.new} {self.new.deaf.result()}"
+            if self.switched or self.tried:
+                raise RolledBack(f"{what} {self._when()}; {self.old} serves again", serving=OLD)
+            raise NotReady(f"{what} before it served", serving=OLD)
         if self.new.died.done:
             how = self.new.died.result()
             if self.switched or self.tried:
-                when = "in probation" if self.switched else "as a canary"
-                raise RolledBack(f"{self.new} died {when} ({how}){self._loss()}; {self.old} serves again", serving=OLD)
+                raise RolledBack(
+                    f"{self.new} died {self._when()} ({how}){self._loss()}; {self.old} serves again", serving=OLD
+                )
             raise SuccessorDied(f"{self.new} died before it served: {how}", serving=OLD)
+
+    def _when(self) -> str:
+        return "in probation" if self.switched else "as a canary"
 
     def _loss(self) -> str:
         """What went with a new generation that died with users, as far as it was seen."""

@@ -72,6 +72,7 @@ class Run:
         self.exit: Exit | None = None
         self.died: Future[str] = Future()
         self.ended: Future[Exit] = Future()
+        self.deaf: Future[str] = Future()  # known once it shut a listener down, as what it did
         self.restarts = False  # whether a dead process is replaced: once the generation serves
         self._loop = loop
         self.sockets = list(sockets)
@@ -121,6 +122,10 @@ class Run:
         if self._notify_address:
             environ["NOTIFY_SOCKET"] = self._notify_address
         return environ
+
+    def has_instead(self, old: socket.socket, new: socket.socket) -> None:
+        """Its processes to come get another socket."""
+        self.sockets = [(name, new if sock is old else sock) for name, sock in self.sockets]
 
     def start(self, notify_address: str = "") -> None:
         """Starts every process. ``SystemCallError`` when the command can't be started; then none is left."""

@@ -50,6 +50,7 @@ def _in_loop(master: Master, verb: Verb) -> Callable[[dict[str, Any], Reply], No
 
 
 def _status(master: Master, _: dict[str, Any], reply: Reply) -> None:
+    master.ears.look()
     reply.done(status(master))
 
 

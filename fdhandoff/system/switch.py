@@ -355,7 +355,7 @@ class Group:
             if self.queue(index)[1] < self._effective:
                 self._listen(sock)
                 wrong.append("backlog")
-        elif _hung_up(sock):
+        elif hung_up(sock):
             wrong.append("shutdown")
         if serving:
             return wrong
@@ -741,7 +741,8 @@ def _meminfo(sock: socket.socket) -> tuple[int, ...]:
     return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
 
 
-def _hung_up(sock: socket.socket) -> bool:
+def hung_up(sock: socket.socket) -> bool:
+    """Whether somebody called ``shutdown()`` on this listener or unconnected socket."""
     poller = select.poll()
     poller.register(sock, select.POLLRDHUP)
     return bool(poller.poll(0))
