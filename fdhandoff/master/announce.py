@@ -16,7 +16,7 @@ from .run import DRAINING, SERVING, STARTING, STOPPING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from .loop import Timer
     from .master import Master
@@ -121,15 +121,20 @@ class Announcer:
         if not self.notifier:
             return
         self._said = next((line[len("STATUS=") :] for line in lines if line.startswith("STATUS=")), self._said)
+        self.attempt(lambda: self.notifier.send(*lines))
+
+    def attempt(self, what: Callable[[], None]) -> bool:
+        """Whether the manager could be told; where not, that is said, once."""
         try:
-            self.notifier.send(*lines)
+            what()
         except HandoffError as error:
-            trouble = f"{error}: it does not know how this service is"
+            trouble = f"{error}: it does not know how this service is, and keeps no listener for it"
             if trouble != self._trouble:
                 self._master.say(trouble)
             self._trouble = trouble
-        else:
-            self._trouble = ""
+            return False
+        self._trouble = ""
+        return True
 
     def _text(self) -> str:
         return _line(describe(self._master))

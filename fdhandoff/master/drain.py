@@ -101,14 +101,20 @@ async def bury(master: Master, dead: Run, gone: Callable[[], object]) -> None:
 async def serve_stranded(master: Master) -> None:
     """What waits in queues that came to us and that no generation accepts from is served by the one that we have. Nothing new
     comes there, but for handshakes that had begun."""
-    before = [(outlet, outlet.half_open()) for outlet in master.outlets if outlet.lent_sockets()]
+    orphans = master.store.orphans - {run.slot for run in master.runs}
+
+    def waiting(outlet: Outlet) -> list[socket.socket]:
+        return [*outlet.stranded(), *(client for slot in orphans for client in outlet.forsaken(slot))]
+
+    before = [(outlet, outlet.half_open()) for outlet in master.outlets if orphans or outlet.lent_sockets()]
     until = time.monotonic() + HALF_OPEN_SECONDS
-    rescued = _relay_all(master, lambda outlet: outlet.stranded())
+    rescued = _relay_all(master, waiting)
     while time.monotonic() < until and any(half_open for _, half_open in before):
         await pause(master.loop, _LOOK_FIRST)
-        rescued += _relay_all(master, lambda outlet: outlet.stranded())
+        rescued += _relay_all(master, waiting)
         before = [(outlet, half_open & outlet.half_open()) for outlet, half_open in before if half_open]
-    rescued += _relay_all(master, lambda outlet: outlet.stranded())
+    rescued += _relay_all(master, waiting)
+    master.store.served()
     if rescued:
         master.say(
             f"{rescued} connections that waited for somebody else are served by {master.current}, through the master"

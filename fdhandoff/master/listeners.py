@@ -31,13 +31,14 @@ def open_all(
     slots: int,
     say: Callable[[str], object],
     origin: str = INHERITED,
+    kept: Sequence[Outlet] = (),
 ) -> list[Outlet]:
     """What came from elsewhere, by name, and what is bound besides; ``given`` is emptied. All or nothing.
 
     A bind that has the name or the address of what came means just that, so nothing is bound for it. Sockets that came with
-    one address (those that a dead master stored with its service manager) are the members of one group: see ``lend_outlet``.
+    one address are the members of one group: see ``lend_outlet``. ``kept`` are open already: they go where they belong.
     """
-    outlets: list[Outlet] = []
+    outlets: list[Outlet] = [outlet for outlet in kept if not outlet.text]
     try:
         while given:
             name, first = given[0]
@@ -50,10 +51,12 @@ def open_all(
                 say(f"{name} has one queue for all generations: {why}")
         offset = len(outlets)
         for place, text in enumerate(binds):
-            if not any(_is_meant(text, outlet) for outlet in outlets[:offset]):
+            again = [outlet for outlet in kept if outlet.text == text]
+            outlets += again
+            if not again and not any(_is_meant(text, outlet) for outlet in outlets[:offset]):
                 outlets += open_outlets(text, switch=switch, slots=slots, position=offset + place)
     except BaseException:
-        for outlet in outlets:
+        for outlet in {*outlets, *kept}:
             outlet.close(unlink=True)
         for _, sock in given:
             sock.close()

@@ -29,6 +29,7 @@ from .readiness import run_command
 from .report import describe
 from .rollout import Rollout
 from .run import DRAINING, ENDED, PROBATION, SERVING, STARTING, STOPPING, Run
+from .store import Store
 from .tasks import Cancelled, Task
 from .verbs import install
 
@@ -84,6 +85,7 @@ class Master:
         self._stops = StopRequests()
         self.ending = Ending(self)
         self.announcer = Announcer(self, os.environ)
+        self.store = Store(self, self._given)
         self.slots = self.options.max_draining + 2
         self._before: dict[int, Any] = {}
         self._journal_fails = False
@@ -118,8 +120,9 @@ class Master:
             self._take_the_path()
             if not self.outlets:
                 options = self.options
+                kept = self.store.reopen(options.binds, self._given)
                 self.outlets = open_all(
-                    self._given, options.binds, switch=options.switch, slots=self.slots, say=self.say
+                    self._given, options.binds, switch=options.switch, slots=self.slots, say=self.say, kept=kept
                 )
             for outlet in self.outlets:
                 self.say(f"listening on {outlet.name} {outlet.address} ({outlet.origin}, switch: {outlet.mode})")
@@ -200,6 +203,7 @@ class Master:
             registry.remove(self.options.path)
         if self.health is not None:
             self.health.close()
+        self.store.close()
         for outlet in self.outlets:
             outlet.close(unlink=True)
         self.announcer.close()
@@ -208,7 +212,7 @@ class Master:
 
     async def _begin(self) -> None:
         """The first generation: if it can't serve, its exit status is ours."""
-        run = self._new_run(self.options, self.outlets)
+        run = self._new_run(self.options, self.outlets, self.store.fullest(self.outlets))
         self.current = run
         try:
             for outlet in self.outlets:
@@ -247,10 +251,11 @@ class Master:
         task.when_done(look)
         return task
 
-    def _new_run(self, options: Options, outlets: Sequence[Outlet]) -> Run:
-        taken = {run.slot for run in self.runs}
-        slot = next((slot for slot in range(self.slots) if slot not in taken), None)
-        if slot is None:
+    def _new_run(self, options: Options, outlets: Sequence[Outlet], slot: int = -1) -> Run:
+        taken = {run.slot for run in self.runs} | self.store.orphans
+        if slot < 0:
+            slot = next((slot for slot in range(self.slots) if slot not in taken), -1)
+        if slot < 0:
             raise UpgradeError("too many generations have not ended yet: wait a moment", serving=OLD)
         release = release_of(options.release)
         self.numbers += 1
@@ -268,6 +273,7 @@ class Master:
     def changed(self) -> None:
         """Something has changed that a new master must know, should this one die, or the supervisor."""
         self.announcer.changed()
+        self.store.sync()
         if self.health is not None:
             self.health.changed()
         if self.endpoint is None:

@@ -150,7 +150,8 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
         f"generation {', '.join(map(str, alive))} of a master that died (pid {state['pid']}) is alive: it goes on"
     )
     wanted = {cookie for outlet in state["outlets"] for cookie in outlet["cookies"].values() if cookie}
-    found: dict[int, socket.socket] = {}
+    found = master.store.found(wanted)
+    stored = frozenset(found)
     for processes in alive.values():
         for process in processes:
             for cookie, sock in sockets_of(process, wanted - found.keys()).items():
@@ -159,6 +160,7 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
         mine = {int(slot): found.pop(cookie) for slot, cookie in entry["cookies"].items() if cookie in found}
         if not mine:
             continue
+        master.store.orphans |= {int(slot) for slot, cookie in entry["cookies"].items() if cookie in stored}
         lent = [pair for pair in given if _of_address(pair[1], entry, mine)]
         for pair in lent:
             given.remove(pair)
@@ -172,6 +174,7 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
         sock.close()
     given.clear()
     _restore(master, state, alive)
+    master.store.orphans -= {run.slot for run in master.runs}
     return True
 
 

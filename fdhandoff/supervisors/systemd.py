@@ -60,6 +60,8 @@ def _service(plan: Plan, sockets: list[str]) -> str:
         # any other end it is ended here.
         "KillMode=process",
         f"ExecStopPost={_verb(plan, path, 'stop', '--left-over')}",
+        # And where nothing outlives it, the queues do.
+        f"FileDescriptorStoreMax={_stored(plan)}",
         f"TimeoutStartSec={plan.upgrade_seconds}",
         f"TimeoutStopSec={'infinity' if plan.stop is None else plan.stop_seconds}",
         "Restart=on-failure",
@@ -74,6 +76,11 @@ def _service(plan: Plan, sockets: list[str]) -> str:
 def _verb(plan: Plan, path: str, *words: str) -> str:
     """Another verb for the service. A path of ours has specifiers in it."""
     return command_line([*plan.program, *words, "--path", path], keep="" if plan.options.path else path)
+
+
+def _stored(plan: Plan) -> int:
+    """For every listener, in both families, a queue for each generation that may be alive."""
+    return max(64, 2 * len(plan.options.binds) * (plan.options.max_draining + 2))
 
 
 def _low(plan: Plan) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -31,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[3]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fdhandoff-tests"
 _CLONE_NEWNET = 0x40000000
+QUICK = "--settle 100ms --probation 300ms"
 
 #: What would only cost time, or wait for hardware that is not there.
 MASKED = (
@@ -79,7 +81,8 @@ def cgroup2() -> Path | None:
 
 
 class Bed:
-    """The system. ``shared`` is the directory that both sides see, under the same name; units are written with ``unit``."""
+    """The system. ``shared`` is the directory that both sides see, under the same name and, inside, as ``/srv``; units are
+    written with ``unit``."""
 
     def __init__(self, folder: Path, tree: Tree) -> None:
         self.shared = folder / "shared"
@@ -99,6 +102,7 @@ class Bed:
         cgroup = parent / f"fdhandoff-test-{os.getpid()}-{self._folder.name}"
         binds = [
             (str(self.shared), str(self.shared)),
+            (str(self.shared), "/srv"),
             (str(self._units), "/etc/systemd/system"),
             (str(self._user_units), "/etc/systemd/user"),
             (f"ro:{PROJECT}", str(PROJECT)),
@@ -211,7 +215,9 @@ class Bed:
 
     def unit(self, name: str, text: str) -> None:
         """Writes it; ``reload`` makes it known."""
-        (self._units / name).write_text(text, encoding="utf-8")
+        path = self._units / name
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
     def user_unit(self, name: str, text: str) -> None:
         (self._user_units / name).write_text(text, encoding="utf-8")
@@ -220,8 +226,9 @@ class Bed:
         self.systemctl("daemon-reload")
 
     def program(self, name: str = "server", source: str = RUDE) -> Path:
-        """A program inside, in the shared directory, that is ``source`` run by Python."""
+        """A program inside, in ``/srv``, that is ``source`` run by Python."""
         path = self.shared / name
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         text = f"#!{self.tree.python}\nimport sys\nsys.path.insert(0, {str(PROJECT)!r})\n{source}"
         fresh = path.with_suffix(".new")
         fresh.write_text(text, encoding="utf-8")
@@ -264,6 +271,33 @@ class Bed:
         return self.in_network(lambda: plain_request(address, path))
 
 
+class Question:
+    """A request from inside the system, that may have to wait for its answer."""
+
+    def __init__(self, bed: Bed, address: Any, path: str = "/") -> None:
+        self._bed = bed
+        self._address = address
+        self._path = path
+        self._outcome: tuple[str, int, int] | OSError | None = None
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        try:
+            self._bed.enter_network()
+            self._outcome = plain_request(self._address, self._path)
+        except OSError as error:
+            self._outcome = error
+
+    def answer(self) -> tuple[str, int, int]:
+        """Release, generation and pid of who answered, once it is there; or how it failed, as ``OSError``."""
+        self._thread.join()
+        assert self._outcome is not None
+        if isinstance(self._outcome, OSError):
+            raise self._outcome
+        return self._outcome
+
+
 class Load(PlainLoad):
     """Clients in the system's own network."""
 
@@ -274,3 +308,29 @@ class Load(PlainLoad):
     def _ask(self) -> None:
         self._bed.enter_network()
         super()._ask()
+
+
+# --- the page -------------------------------------------------------------------------------------------------
+
+PAGE = PROJECT / "docs/how-to/supervisors/systemd.md"
+
+
+def units() -> dict[str, str]:
+    """The unit files that the page has, by the path that their first line names."""
+    blocks = re.findall(r"```ini\n# (\S+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks, f"{PAGE} shows no unit"
+    return dict(blocks)
+
+
+def install(bed: Bed, *names: str, quick: str = QUICK) -> None:
+    """Writes units of the page as they stand there, by the last part of their path. What is slow on purpose is made quick by a
+    drop-in: it repeats the page's own ExecStart, with ``quick`` among its options."""
+    for path, text in units().items():
+        name = path.removeprefix("/etc/systemd/system/")
+        if name not in names:
+            continue
+        bed.unit(name, text)
+        command = re.search(r"^ExecStart=(.*fdhandoff-cli run) (.*)$", text, re.MULTILINE)
+        if command is not None and quick:
+            bed.unit(f"{name}.d/quick.conf", f"[Service]\nExecStart=\nExecStart={command[1]} {quick} {command[2]}\n")
+    bed.reload()

@@ -44,6 +44,11 @@ while [ $# -gt 1 ]; do
     fi
     mount --bind "$source" "$root$2"
     [ "$source" = "$1" ] || mount -o remount,bind,ro "$root$2"
+    parent=$(dirname "$root$2")
+    while [ "$parent" != "$root" ]; do # for services that don't run as root
+        chmod a+x "$parent" 2>/dev/null || :
+        parent=$(dirname "$parent")
+    done
     shift 2
 done
 cd "$root"
