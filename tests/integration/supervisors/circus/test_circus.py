@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,7 +21,12 @@ if TYPE_CHECKING:
 class Circus(Supervisor):
     kind = "circus"
 
+    timeout = 0  # another than the one that was written
+
     def install(self) -> None:
+        unit = self.folder / "unit" / "web.ini"
+        if self.timeout:
+            unit.write_text(re.sub("graceful_timeout = .*", f"graceful_timeout = {self.timeout}", unit.read_text()))
         (self.folder / "circus.ini").write_text(
             f"[circus]\nendpoint = ipc://{self.folder}/endpoint\npubsub_endpoint = ipc://{self.folder}/events\n"
             f"check_delay = 0.2\ninclude_dir = {self.folder}/unit\n"
@@ -57,3 +65,17 @@ def supervisor(tmp_path: Path) -> Iterator[Circus]:
 
 class TestCircus(Life):
     pass
+
+
+@pytest.mark.parametrize("options", [[], ["--death-signal", "KILL"]])
+def test_after_a_stop_that_took_too_long_one_service_is_there(supervisor: Circus, options: list[str]) -> None:
+    """circus kills the master, and what is below it where it still finds that."""
+    supervisor.timeout = 1
+    supervisor.begin(*options)
+    server = supervisor.serving_pid()
+    os.kill(supervisor.pid(), signal.SIGSTOP)
+    supervisor.stop()
+    assert set(supervisor.family()) <= (set() if options else {server})
+    supervisor.start()
+    supervisor.serves()
+    assert set(supervisor.family()) == {supervisor.pid(), supervisor.serving_pid()}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ...cli import wait_for
+from ...cli import verb, wait_for
 from ...master import Load, kill
-from ..life import Life, Slow, Supervisor, ended
+from ..life import Census, Life, Slow, Supervisor, ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,3 +135,23 @@ def test_an_orderly_end_of_supervisord_drains_the_service(supervisor: Supervisor
     assert slow.over()[1] == 1, slow.answer
     wait_for(lambda: supervisor.process is not None and supervisor.process.poll() is not None, "the end of supervisord")
     assert supervisor.family() == []
+
+
+def test_a_service_whose_supervisord_was_killed_serves_on_and_has_no_second_beside_it(supervisor: Supervisord) -> None:
+    supervisor.more = "startretries=0\n"
+    supervisor.begin()
+    pid, address = supervisor.pid(), supervisor.address()
+    assert supervisor.process is not None
+    with Load(address, 2) as load, Census(supervisor):
+        supervisor.process.kill()
+        supervisor.process.wait()
+        supervisor.start_again()
+        wait_for(lambda: "FATAL" in supervisor.control("status", "web", code=None), "the refusal of a second one")
+        assert f"is in use by pid {pid}" in supervisor.control("tail", "web")
+        assert supervisor.masters() == [pid]
+        load.heard(1)
+        load.end()
+    assert not load.failures
+    assert verb("stop", str(supervisor.path), "--wait").returncode == 0
+    supervisor.start()
+    assert supervisor.serves()["generation"] == 1
