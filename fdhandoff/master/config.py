@@ -18,6 +18,7 @@ from .options import (
     assignments,
     forbid_canary,
     parse_canary,
+    parse_memory,
     parse_readiness,
     parse_release,
     read_env_file,
@@ -56,6 +57,13 @@ def _descriptor(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not 0 <= int(text) < 2**20:
         raise ValueError(f"{text!r} is no descriptor: say its number")
     return int(text)
+
+
+def _lifetime(text: str) -> float:
+    seconds = parse_duration(text)
+    if not seconds:
+        raise ValueError("a worker that lives for no time serves nobody")
+    return seconds
 
 
 def _grace(text: str) -> float | None:
@@ -161,6 +169,10 @@ SETTINGS = [
     Setting("restart-every", parse_duration, "DURATION", "never", "24h", "upgrade so long after the last upgrade, unasked"),
     Setting("release", parse_release, "TEXT", "none", "link:/srv/app/current",
             "what a release is called, which status shows: a text, or link:PATH for where a symbolic link leads to"),
+    Setting("worker-lifetime", _lifetime, "DURATION", "for ever", "6h",
+            "replace each worker when it has lived about so long, one at a time, its successor first"),
+    Setting("worker-memory", parse_memory, "SIZE[:EVERY]", "none", "512M",
+            "replace in the same way a worker that uses more memory than that, looked at every 30 seconds or so"),
     Setting("env", _assignment, "NAME=VALUE", "none", "DEBUG=1", "set a variable for the command", repeat=True),
     Setting("env-file", _text, "FILE", "none", "/etc/default/app", "NAME=VALUE lines, read again for each generation"),
     Setting("directory", _text, "DIRECTORY", "ours", "/srv/app/current",

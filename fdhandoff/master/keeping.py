@@ -90,4 +90,5 @@ async def roll_back(master: Master, reason: str) -> None:
     }
     master.say(f"{reason}: {old} serves again instead of {bad}")
     master.changed()
+    master.plan_recycling()
     master.retire_now(bad)

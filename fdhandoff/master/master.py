@@ -36,12 +36,14 @@ from .verbs import install
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Sequence
     from typing import Any
 
     from ..control import Endpoint
+    from ..system.process import Process
     from .health import Health
     from .options import CanaryStep, Options
+    from .recycling import Recycler
 
 _HISTORY = 10
 _REAP_SECONDS = 30.0
@@ -80,6 +82,8 @@ class Master:
         self.keeper = Keeper(self)
         self.ears = Ears(self)
         self._next_restart: Timer | None = None
+        self.recycler: Recycler | None = None  # once it is wanted
+        self.recycled = 0
         self.upgrades = 0
         self.failures = 0
         self._stops = StopRequests()
@@ -181,6 +185,12 @@ class Master:
         assert self.current is not None
         self.state = SERVING
         self.current.state, self.current.share, self.current.deadline = SERVING, 1.0, None
+        run = self.current
+        while len(run.staying) > run.workers:
+            run.dismiss(run.staying[-1])  # the master died while this was to replace another
+        for process in run.processes:
+            if process not in run.staying:
+                self.see_off(run, process)
         self.current.watch_over()
         self._plan_restart()
         self.changed()
@@ -374,11 +384,12 @@ class Master:
         self.say(f"upgraded from {rollout.old} to {rollout.new} in {took}")
 
     def _plan_restart(self) -> None:
-        """The next upgrade that nobody asks for (``--restart-every``), counted from the last one."""
+        """The next upgrade that nobody asks for (``--restart-every``), counted from the last one, and what workers need."""
         if self._next_restart is not None:
             self._next_restart.cancel()
         every = self.options.restart_every
         self._next_restart = None if not every else self.loop.after(every, self.upgrade_unasked)
+        self.plan_recycling()
 
     def upgrade_unasked(self) -> None:
         if self.rollout is not None:
@@ -435,11 +446,30 @@ class Master:
 
     def connections(self, run: Run) -> int:
         """How many established connections the generation still has, as the kernel says."""
-        pids = {pid for leader in run.pids for pid in members(leader)}
-        count = sum(outlet.connections(pids) for outlet in self.outlets)
+        count = self.connections_of({pid for leader in run.pids for pid in members(leader)})
         if all(process.alive() for process in run.processes):  # else some may have gone with one that died just now
             run.seen = count, time.monotonic()
         return count
+
+    def connections_of(self, pids: Collection[int]) -> int:
+        return sum(outlet.connections(pids) for outlet in self.outlets)
+
+    def see_off(self, run: Run, process: Process) -> None:
+        """It was told to end, and its generation goes on."""
+        from .recycling import see_off
+
+        self.spawn(see_off(self, run, process))
+
+    def plan_recycling(self) -> None:
+        """Of the workers of the generation that serves, if it is wanted."""
+        run = self.current
+        if run is None or (run.options.worker_lifetime is None and run.options.worker_memory is None):
+            return
+        if self.recycler is None:
+            from .recycling import Recycler  # late: most want none
+
+            self.recycler = Recycler(self)
+        self.recycler.plan()
 
     # --- signals --------------------------------------------------------------------------------------------
 
@@ -471,7 +501,10 @@ class Master:
         if run is None or run.state not in (SERVING, PROBATION):
             return
         try:
-            run.add_worker() if more > 0 else run.remove_worker()
+            if more > 0:
+                run.add_worker()
+            else:
+                self.see_off(run, run.remove_worker())
         except (HandoffError, OSError, ValueError) as error:
             self.say(f"the number of workers stays: {error}")
             return

@@ -61,6 +61,34 @@ def forbid_canary(steps: list[CanaryStep], options: Options) -> None:
             raise ValueError(f"a canary is not to be had on {text}: a Unix socket switches as a whole")
 
 
+class MemoryLimit:
+    """``size`` bytes for one worker, looked at every so many ``seconds``."""
+
+    __slots__ = ("seconds", "size")
+
+    def __init__(self, size: int, seconds: float) -> None:
+        self.size = size
+        self.seconds = seconds
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_MEMORY_SECONDS = 30.0
+
+
+def parse_memory(text: str) -> MemoryLimit:
+    """``512M``, ``1.5G``, ``512M:10s``. ``ValueError`` with what is wrong."""
+    size, colon, every = text.partition(":")
+    number = size.upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in "KMG" else ""
+    digits = number.removesuffix(unit)
+    if not digits.replace(".", "", 1).isdigit() or not digits.isascii() or not float(digits) * _UNITS[unit] >= 1:
+        raise ValueError(f"{text!r} is no amount of memory: say 512M, or 512M:10s to look every 10 seconds")
+    seconds = parse_duration(every) if colon else _MEMORY_SECONDS
+    if not seconds:
+        raise ValueError(f"{text!r} would be looked at all the time: say 512M:10s")
+    return MemoryLimit(int(float(digits) * _UNITS[unit]), seconds)
+
+
 class Readiness:
     """How a generation shows that it can serve: ``kind`` and its ``argument`` (a path, a command, seconds)."""
 
@@ -134,6 +162,8 @@ class Options:
         "socket_mode",
         "switch",
         "watchdog",
+        "worker_lifetime",
+        "worker_memory",
         "workers",
     )
 
@@ -168,6 +198,8 @@ class Options:
         self.conventions: list[str] = []
         self.keep_old = 0.0
         self.restart_every: float | None = None
+        self.worker_lifetime: float | None = None
+        self.worker_memory: MemoryLimit | None = None
         self.health = ""
         self.health_file = ""
         self.socket_mode = 0o600

@@ -127,10 +127,37 @@ def _status_in(line: bytes) -> int:
     return int(status)
 
 
+class Newcomer:
+    """One process that joins a generation: what readiness wants to know of a whole one."""
+
+    def __init__(self, run: Run, process: Process) -> None:
+        self.options = run.options
+        self.slot = run.slot
+        self.pids = [process.pid]
+        self.died = run.end_of(process)
+        self._name = f"worker {process.pid} of {run}"
+
+    def __str__(self) -> str:
+        return self._name
+
+
+async def await_joined(loop: Loop, worker: Newcomer, outlets: list[Outlet], listener: NotifyListener | None) -> None:
+    """Until the worker serves beside the others, as far as it can be known: which of them answers a probe of their common
+    queue is chance, so that is of no use here. ``NotReady``, ``SuccessorDied`` with the reason."""
+    verdict = _Verdict(worker)
+    if worker.options.ready.kind == "notify":
+        assert listener is not None
+        await _notified(loop, worker, listener, verdict)
+    elif worker.options.ready.kind == "delay":
+        await _delay(loop, worker, verdict, parse_duration(worker.options.ready.argument))
+    else:
+        await _attends(loop, worker, outlets, verdict)
+
+
 class _Verdict:
     """Asks again and again whether it is over: the generation died, or its time is."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run | Newcomer) -> None:
         self._run = run
         self.deadline = time.monotonic() + run.options.ready_timeout
         self.last = ""
@@ -178,7 +205,7 @@ async def await_ready(loop: Loop, run: Run, outlets: list[Outlet], listener: Not
     return await _attends(loop, run, silent, verdict) if silent else "accepts connections"
 
 
-async def _delay(loop: Loop, run: Run, verdict: _Verdict, seconds: float) -> None:
+async def _delay(loop: Loop, run: Run | Newcomer, verdict: _Verdict, seconds: float) -> None:
     until = min(time.monotonic() + seconds, verdict.deadline)
     while time.monotonic() < until:
         verdict.check()
@@ -226,7 +253,7 @@ async def _accepts(loop: Loop, run: Run, outlet: Outlet, verdict: _Verdict) -> N
     verdict.check()  # a socket that is accepted because its queue is closed is no good sign
 
 
-async def _attends(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdict) -> str:
+async def _attends(loop: Loop, run: Run | Newcomer, outlets: list[Outlet], verdict: _Verdict) -> str:
     """Where no queue of its own tells: somebody of the generation waits for the listeners, as /proc shows it."""
     inodes = {os.fstat(outlet.give(run.slot).fileno()).st_ino: outlet for outlet in outlets}
     while True:
@@ -242,13 +269,18 @@ async def _attends(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdic
         await pause(loop, _LOOK_LAST, run.died)
 
 
-async def _notified(loop: Loop, run: Run, listener: NotifyListener, verdict: _Verdict) -> str:
+async def _notified(loop: Loop, run: Run | Newcomer, listener: NotifyListener, verdict: _Verdict) -> str:
+    """Every worker says it, or a child in its place."""
     said: Future[str] = Future()
+    ready: set[int] = set()
 
     def read() -> None:
         for message in listener.receive():
             if message.fields.get("READY") == "1":
-                said.set("said READY=1")
+                leaders = (leader for leader in run.pids if message.pid == leader or message.pid in members(leader))
+                ready.add(next(leaders, message.pid))  # one that was there to say it, and no more, counts as well
+                if len(ready) >= len(run.pids):
+                    said.set("said READY=1")
 
     loop.on_readable(listener.fileno(), read)
     try:

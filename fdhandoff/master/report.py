@@ -40,7 +40,12 @@ def status(master: Master) -> dict[str, Any]:
         ],
         "generations": [*master.history, *(describe(master, run) for run in master.runs)],
         "last_upgrade": master.rollout.summary() if master.rollout is not None else master.last_upgrade,
-        "counters": {"upgrades": master.upgrades, "failed": master.failures, "coalesced": master.coalesced},
+        "counters": {
+            "upgrades": master.upgrades,
+            "failed": master.failures,
+            "coalesced": master.coalesced,
+            "recycled": master.recycled,
+        },
     }
 
 

@@ -59,6 +59,7 @@ def snapshot(master: Master) -> dict[str, Any]:
         "upgrades": master.upgrades,
         "failures": master.failures,
         "coalesced": master.coalesced,
+        "recycled": master.recycled,
         "more_workers": master.more_workers,
         "last_upgrade": master.last_upgrade,
         "history": list(master.history),
@@ -264,6 +265,7 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
     master.numbers = state["number"]
     master.since = state["since"]
     master.upgrades, master.failures = state["upgrades"], state["failures"]
+    master.recycled = state.get("recycled", 0)
     master.coalesced, master.more_workers = state.get("coalesced", 0), state.get("more_workers", 0)
     master.last_upgrade = state["last_upgrade"]
     master.history.extend(state["history"])

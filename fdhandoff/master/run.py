@@ -81,6 +81,7 @@ class Run:
         self._backoff = BACKOFF_FIRST
         self.workers = options.workers
         self._leaving: set[int] = set()
+        self._ends: dict[int, Future[str]] = {}  # of single processes, by pid, for whom somebody waits
         self._pending: list[Timer] = []
         self._notify_address = ""
 
@@ -95,6 +96,11 @@ class Run:
     def leaving(self) -> list[int]:
         """Those of its processes that were told to end while the generation goes on."""
         return sorted(self._leaving)
+
+    @property
+    def staying(self) -> list[Process]:
+        """The others, in the order in which they were started."""
+        return [process for process in self.processes if process.pid not in self._leaving]
 
     @property
     def alive(self) -> bool:
@@ -193,7 +199,8 @@ class Run:
         self.state = STOPPING
         self.restarts = False
         self._cancel_restarts()
-        self.signal(getattr(signal, self.options.stop_signal))
+        for process in self.staying:  # the others were told already, and may take a second time for a hurry
+            process.signal(getattr(signal, self.options.stop_signal))
 
     def kill(self) -> None:
         """Ends every process, and whatever it left in its group."""
@@ -223,6 +230,8 @@ class Run:
         if not asked:
             self._say(f"{self} (pid {process.pid}) {ended}")
             self.died.set(f"pid {process.pid} {ended}")
+        if process.pid in self._ends:
+            self._ends.pop(process.pid).set(f"pid {process.pid} {ended}")
         if self.restarts and not asked:
             self._restart_later(self._born.pop(process.pid))
         elif not self.processes:
@@ -234,14 +243,35 @@ class Run:
         self._start_one()
         self.workers += 1
 
-    def remove_worker(self) -> None:
+    def remove_worker(self) -> Process:
         """The youngest is told to finish and end. The last one stays."""
-        staying = [process for process in self.processes if process.pid not in self._leaving]
-        if self.workers <= 1 or len(staying) <= 1:
+        if self.workers <= 1 or len(self.staying) <= 1:
             raise ValueError(f"{self} has one worker only")
         self.workers -= 1
-        self._leaving.add(staying[-1].pid)
-        staying[-1].signal(getattr(signal, self.options.stop_signal))
+        return self.dismiss(self.staying[-1])
+
+    def dismiss(self, process: Process, number: int = 0) -> Process:
+        """Tells one of the processes to end, by signal ``number`` instead of the configured one; it is not replaced."""
+        self._leaving.add(process.pid)
+        process.signal(number or getattr(signal, self.options.stop_signal))
+        return process
+
+    def start_another(self, notify_address: str = "") -> Process:
+        """One more than there shall be, for a while."""
+        self._notify_address = notify_address
+        try:
+            self._start_one()
+        finally:
+            self._notify_address = ""
+        return self.processes[-1]
+
+    def end_of(self, process: Process) -> Future[str]:
+        """Known when this process has ended: how."""
+        if process not in self.processes:
+            over: Future[str] = Future()
+            over.set("ended")
+            return over
+        return self._ends.setdefault(process.pid, Future())
 
     def watch_over(self) -> None:
         """The generation serves: from here on a process that dies is replaced, also one that died just now."""

@@ -80,6 +80,7 @@ _STATE = {
     "upgrades": int,
     "failures": int,
     "coalesced?": int,
+    "recycled?": int,
     "more_workers?": int,
     "last_upgrade": (_UPGRADE, None),
     "history": [_ENDED],

@@ -198,7 +198,7 @@ def test_of_two_upgrades_at_once_one_is_told_so(mastered: Mastered) -> None:
 def test_a_canary_is_held_promoted_and_taken_back(mastered: Mastered) -> None:
     mastered.start()
     mastered.release("two")
-    assert mastered.verb("upgrade", "--no-wait", "--canary", "20%:100ms").returncode == 0
+    assert mastered.verb("upgrade", "--no-wait", "--canary", "20%:60s").returncode == 0
     assert mastered.verb("upgrade", "--hold").stdout == "the canary stays as it is\n"
     under_way(mastered, "canary 0.2")
     assert mastered.generation(2)["share"] == pytest.approx(0.2)
@@ -364,7 +364,7 @@ def test_status_is_a_table_for_people(mastered: Mastered) -> None:
     assert re.search(r"\n +http +127\.0\.0\.1:\d+ +kernel +0 +\d+\n", text)
     assert re.search(r"\n +1 +ended +exit 0\n +2 +serving +\d+ +\d+s +\d+ +100%\n", text)
     assert rows["last upgrade"].startswith("generation 1 to 2: done, in ")
-    assert rows["counters"] == "1 upgrades, 0 failed, 0 coalesced"
+    assert rows["counters"] == "1 upgrades, 0 failed, 0 coalesced, 0 recycled"
 
 
 def test_watch_appends_where_it_can_not_draw(mastered: Mastered, start: Start) -> None:

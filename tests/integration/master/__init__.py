@@ -73,6 +73,29 @@ def rude(*arguments: str) -> list[str]:
     return [sys.executable, "-c", RUDE, *arguments]
 
 
+def polite(before: str = "") -> list[str]:
+    """It stops accepting at SIGTERM, and ends when it has answered."""
+    command = rude()
+    command[2] = (
+        command[2]
+        .replace("daemon=True", "daemon=False")
+        .replace(
+            "while True:\n    connection, _ = listener.accept()",
+            f"{before}\n"
+            "import select\n"
+            "stop = []\n"
+            "signal.signal(signal.SIGTERM, lambda *_: stop.append(1))\n"
+            "listener.setblocking(False)\n"
+            "while not stop:\n"
+            "    if not select.select([listener], [], [], 0.05)[0]: continue\n"
+            "    try: connection, _ = listener.accept()\n"
+            "    except BlockingIOError: continue\n"
+            "    connection.setblocking(True)",
+        )
+    )
+    return command
+
+
 class Service:
     """``run`` with a command. ``options`` come before the command; the first listener is a free TCP port unless they bind one.
     ``release(**variables)`` sets the environment that the next generation finds."""

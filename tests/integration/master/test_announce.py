@@ -165,6 +165,17 @@ def test_the_sign_of_life_can_depend_on_the_serving_generation(tmp_path: Path, m
             os.kill(pid, signal.SIGCONT)
 
 
+def test_a_generation_that_was_restarted_can_give_a_sign_of_life_again(tmp_path: Path, manager: Manager) -> None:
+    """By a command that takes a moment, which a death long ago does not cut short."""
+    options = ("--watchdog", "serving", "--ready", "command:sleep 0.05")
+    with start(tmp_path, manager, *options, env={"WATCHDOG_USEC": "200000"}) as service:
+        (pid,) = service.generations()[1]["pids"]
+        os.kill(pid, signal.SIGKILL)
+        service.running.says("generation 1 was restarted")
+        before = manager.said(service.pid).count("WATCHDOG")
+        wait_for(lambda: manager.said(service.pid).count("WATCHDOG") >= before + 5, "five more signs")
+
+
 def test_a_manager_that_is_gone_is_mentioned_once_and_the_service_serves(tmp_path: Path) -> None:
     with Service(tmp_path, *quick(), env={"NOTIFY_SOCKET": str(tmp_path / "nobody")}) as service:
         service.upgrade()

@@ -13,7 +13,7 @@ import pytest
 
 from ...conftest import needs_that
 from ..cli import DEADLINE, wait_for
-from . import Load, Service, kill, quick, request, rude
+from . import Load, Service, kill, polite, quick, request, rude
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,29 +25,6 @@ while True:
     data, source = sock.recvfrom(2000)
     sock.sendto(os.environ["FDHANDOFF_GENERATION"].encode() + b" " + data, source)
 """
-
-
-def polite(before: str = "") -> list[str]:
-    """It stops accepting at SIGTERM, and ends when it has answered."""
-    command = rude()
-    command[2] = (
-        command[2]
-        .replace("daemon=True", "daemon=False")
-        .replace(
-            "while True:\n    connection, _ = listener.accept()",
-            f"{before}\n"
-            "import select\n"
-            "stop = []\n"
-            "signal.signal(signal.SIGTERM, lambda *_: stop.append(1))\n"
-            "listener.setblocking(False)\n"
-            "while not stop:\n"
-            "    if not select.select([listener], [], [], 0.05)[0]: continue\n"
-            "    try: connection, _ = listener.accept()\n"
-            "    except BlockingIOError: continue\n"
-            "    connection.setblocking(True)",
-        )
-    )
-    return command
 
 
 def test_a_unix_socket_is_switched_by_a_rename(tmp_path: Path) -> None:
@@ -264,3 +241,22 @@ def test_a_process_that_escapes_its_generation_gets_no_connection(tmp_path: Path
             service.settled(number)
             address = service.address()
             assert {request(address)[:2] for _ in range(50)} == {("", number)}
+
+
+def test_a_generation_is_ready_when_all_of_its_workers_have_said_so(tmp_path: Path) -> None:
+    command = rude()
+    command[2] = command[2].replace(
+        'if os.environ.get("NOTIFY_SOCKET")',
+        "import fcntl\n"
+        f"turn = open({str(tmp_path / 'turn')!r}, 'a'); fcntl.flock(turn, fcntl.LOCK_EX); time.sleep(0.1)\n"
+        "if os.environ.get('NOTIFY_SOCKET')",
+    )
+    # They take turns, so that the first has said it long before the last.
+    command[2] = command[2].replace('if fault.startswith("die")', 'turn.close()\nif fault.startswith("die")')
+    with Service(tmp_path, *quick("--workers", "3", "--ready", "notify"), command=command) as service:
+        before = service.generations()[1]["pids"]
+        for number in (2, 3):
+            assert service.upgrade()["result"] == "done"
+            assert len(service.generations()[number]["pids"]) == 3
+        assert len(before) == 3
+        assert "exited with status" not in service.running.text()

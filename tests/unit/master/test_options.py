@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from fdhandoff.master.options import assignments, drain_signal_of, parse_canary, parse_readiness, read_env_file
+from fdhandoff.master.options import (
+    assignments,
+    drain_signal_of,
+    parse_canary,
+    parse_memory,
+    parse_readiness,
+    read_env_file,
+)
 
 
 def test_a_canary_is_shares_and_seconds() -> None:
@@ -53,3 +60,24 @@ def test_assignments() -> None:
 )
 def test_known_servers_are_told_to_stop_in_their_own_way(command: list[str], expected: str) -> None:
     assert drain_signal_of(command) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "seconds"),
+    [
+        ("100", 100, 30.0),
+        ("2K", 2048, 30.0),
+        ("512M", 512 << 20, 30.0),
+        ("1.5G:10s", 3 << 29, 10.0),
+        ("1MiB", 1 << 20, 30.0),
+    ],
+)
+def test_an_amount_of_memory_is_read(text: str, size: int, seconds: float) -> None:
+    limit = parse_memory(text)
+    assert (limit.size, limit.seconds) == (size, seconds)
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1M", "1T", "1..5M", ".", "0", "1M:", "1M:soon", "1M:0", "٣M"])
+def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no|is not|all the time"):
+        parse_memory(text)
