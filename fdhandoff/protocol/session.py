@@ -45,7 +45,8 @@ def agree(theirs_min: int, theirs_max: int) -> int | None:
 
 
 class Session:
-    """``role`` is ``OWNER`` or ``TAKER``. ``on_change(old_state, step, new_state)`` is called after every transition."""
+    """``role`` is ``OWNER`` or ``TAKER``, ``GIVER`` or ``RECEIVER``. ``on_change(old_state, step, new_state)`` is called after
+    every transition."""
 
     def __init__(self, role: str, on_change: Callable[[str, str, str], object] | None = None) -> None:
         self.role = role

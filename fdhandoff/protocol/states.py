@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OWNER: Final = "owner"  # the old side
 TAKER: Final = "taker"  # the new side
+GIVER: Final = "giver"  # who has connections that shall go on elsewhere
+RECEIVER: Final = "receiver"  # where they go on
 
 EVENTS: Final = ("death", "eof", "deadline", "bad", "unsent", "over")
 
@@ -84,19 +86,44 @@ TAKER_TABLE: Final[dict[str, dict[str, str]]] = {
     "COMPLETE": {},
 }  # fmt: skip
 
+# The other conversation: single connections move, after a handoff or under a master. What was acknowledged is the receiver's,
+# everything else the giver's, however it ends: so whoever ends it needs no word for that.
+_END_GIVING = {"got ABORT": "ENDED", "eof": "ENDED", "death": "ENDED", "deadline": "ENDED", "bad": "ENDED"}
+_END_RECEIVING = {"eof": "CLOSED", "death": "CLOSED", "deadline": "CLOSED", "bad": "CLOSED"}
+
+GIVER_TABLE: Final[dict[str, dict[str, str]]] = {
+    "CALLING": {**_END_GIVING, "say HELLO": "CALLED"},
+    "CALLED": {**_END_GIVING, "got REFUSED": "ENDED", "got ACK": "GIVING"},
+    "GIVING": {**_END_GIVING, "say ITEMS": "GIVING", "got ACK": "GIVING"},
+    "ENDED": {},
+}
+RECEIVER_TABLE: Final[dict[str, dict[str, str]]] = {
+    "OPEN": {**_END_RECEIVING, "got HELLO": "GREETED"},
+    # Its first acknowledgement, of nothing, is the welcome.
+    "GREETED": {**_END_RECEIVING, "say REFUSED": "CLOSED", "say ACK": "RECEIVING"},
+    # It touches no connection before it has acknowledged it.
+    "RECEIVING": {**_END_RECEIVING, "say ABORT": "CLOSED", "got ITEMS": "RECEIVING", "say ACK": "RECEIVING"},
+    "CLOSED": {},
+}
+
 TABLES: Final = {OWNER: OWNER_TABLE, TAKER: TAKER_TABLE}
-FIRST: Final = {OWNER: "AWAITING", TAKER: "CONNECTED"}
+MOVING: Final = {GIVER: GIVER_TABLE, RECEIVER: RECEIVER_TABLE}
+FIRST: Final = {OWNER: "AWAITING", TAKER: "CONNECTED", GIVER: "CALLING", RECEIVER: "OPEN"}
+
+_ALL: Final = {**TABLES, **MOVING}
 
 OWNS: Final = {
     OWNER: frozenset({"AWAITING", "GREETED", "OFFERING", "OFFERED", "CLOSING", "REFUSED", "ABORTED", "TAKEN_BACK"}),
     TAKER: frozenset({"OWNING", "SERVING", "COMPLETE", "ORPHANED"}),
+    GIVER: frozenset(),
+    RECEIVER: frozenset(),
 }
 
 
 def is_final(role: str, state: str) -> bool:
-    return not TABLES[role][state]
+    return not _ALL[role][state]
 
 
 def transition(role: str, state: str, step: str) -> str | None:
     """The next state, or ``None`` where the table has no such step."""
-    return TABLES[role][state].get(step)
+    return _ALL[role][state].get(step)

@@ -35,7 +35,7 @@ from fdhandoff.protocol.messages import (
     State,
     Taken,
 )
-from fdhandoff.protocol.states import FIRST, OWNER, OWNS, TABLES, is_final
+from fdhandoff.protocol.states import FIRST, GIVER, MOVING, OWNER, OWNS, RECEIVER, TABLES, is_final
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "v1"
@@ -111,6 +111,10 @@ CONVERSATIONS: dict[str, list[tuple[str, str | Message, int]]] = {
     "not-ready": [*TAKING, (OLD, "abort", 0)],
     "given-back": [*SERVED, (NEW, Abort(code="given-back"), 0), (OLD, Abort(code="taken-back"), 0)],
     "in-progress": [(NEW, "hello", 1), (OLD, "refused", 0)],
+    "moving": [
+        (GIVER, "hello-least", 0), (RECEIVER, Ack(items=0), 0), (GIVER, Items(first=0, entries=[CLIENT, CLIENT]), 2),
+        (RECEIVER, Ack(items=2), 0), (GIVER, Items(first=2, entries=[CLIENT]), 1), (RECEIVER, Abort(code="stopped"), 0),
+    ],
     "verb": [(NEW, "request", 0), (OLD, "event", 0), (OLD, "response", 0)],
 }  # fmt: skip
 
@@ -189,11 +193,21 @@ def _default(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else f'"{value}"' if isinstance(value, str) else str(value)
 
 
+def move_table(role: str) -> str:
+    lines = ["| state | step → next state |", "|---|---|"]
+    for state, steps in MOVING[role].items():
+        first = " (first)" if state == FIRST[role] else ""
+        lines.append(f"| {state}{first} | {', '.join(f'`{step}` → {to}' for step, to in steps.items()) or '(final)'} |")
+    return "\n".join(lines)
+
+
 SECTIONS = {
     "owner-diagram": lambda: diagram(OWNER),
     "owner-table": lambda: state_table(OWNER),
     "taker-diagram": lambda: diagram("taker"),
     "taker-table": lambda: state_table("taker"),
+    "giver-table": lambda: move_table(GIVER),
+    "receiver-table": lambda: move_table(RECEIVER),
     "messages": message_table,
 }
 

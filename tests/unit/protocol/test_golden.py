@@ -11,12 +11,16 @@ import pytest
 from fdhandoff.protocol import frames
 from fdhandoff.protocol.messages import ALL
 from fdhandoff.protocol.session import Session
-from fdhandoff.protocol.states import OWNER, TAKER
+from fdhandoff.protocol.states import GIVER, OWNER, RECEIVER, TAKER
 from tests.golden.generate import CONVERSATIONS, FOLDER, REFERENCE, SAMPLES, as_text, plain, vectors, with_sections
 
 FILES = sorted(FOLDER.glob("*.json"))
 MESSAGES = [path for path in FILES if not path.name.startswith("conversation-")]
-HANDOFFS = [path for path in FILES if path.name.startswith("conversation-") and "verb" not in path.name]
+HANDOFFS = [
+    path
+    for path in FILES
+    if path.stem.startswith("conversation-") and path.stem not in ("conversation-verb", "conversation-moving")
+]
 
 
 def _decoded(vector: dict[str, Any]) -> None:
@@ -53,6 +57,21 @@ def test_a_golden_conversation_is_one_that_both_sides_understand(path: Path) -> 
             assert speaker.take_state() == b"hello"
         assert not (sessions["owner"].owns and sessions["taker"].owns)
     assert sessions["owner"].owns != sessions["taker"].owns
+
+
+def test_the_golden_moving_of_connections_is_one_that_both_sides_understand() -> None:
+    sessions = {GIVER: Session(GIVER), RECEIVER: Session(RECEIVER)}
+    for step in json.loads((FOLDER / "conversation-moving.json").read_text()):
+        _decoded(step)
+        data, fds = bytes.fromhex(step["hex"]), list(range(step["descriptors"]))
+        decoder = frames.Decoder()
+        decoder.feed(data, fds)
+        ((message, _),) = decoder.messages()
+        speaker, hearer = sessions[step["from"]], sessions[RECEIVER if step["from"] == GIVER else GIVER]
+        assert speaker.say(message, len(fds)) == data
+        assert [type(heard) for heard, _ in hearer.feed(data, fds)] == [type(message)]
+    assert (sessions[GIVER].state, sessions[RECEIVER].state) == ("ENDED", "CLOSED")
+    assert (sessions[GIVER].items_acked, sessions[GIVER].items_sent) == (2, 3)
 
 
 def test_the_files_are_what_the_generator_writes() -> None:

@@ -136,4 +136,4 @@ def test_an_abort_that_crosses_the_commit_gives_the_service_back() -> None:
 
 
 def test_the_first_states_are_the_first() -> None:
-    assert {role: Pair().sessions[role].state for role in (OWNER, TAKER)} == FIRST
+    assert {role: Pair().sessions[role].state for role in (OWNER, TAKER)} == {role: FIRST[role] for role in TABLES}

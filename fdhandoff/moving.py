@@ -1,0 +1,341 @@
+"""Connections that go on in another generation: one that waits for its client's next request is sent there, with what the
+application knows of it as bytes, and its client never notices.
+
+Each process that takes such connections has a *reception*, a Unix socket in the service's directory for them. Whoever drains
+calls at the receptions of the *heir*, the generation that serves now. A connection is the receiver's once it was acknowledged
+and the giver's until then; neither touches one that is not its own, so it is never lost and never has two owners, whoever
+dies in between.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+
+from . import registry
+from .control import refuse
+from .conversation import Conversation, Gone
+from .deadline import after
+from .errors import OLD, DeadlineExceeded, HandoffError, PathError, PeerGone, PeerUntrusted, ProtocolError
+from .handoff import SOFTWARE
+from .inventory import entry_of, verify
+from .listener import KIND_CONNECTION, Connection
+from .protocol.messages import VERSION_MAX, VERSION_MIN, Abort, Ack, Hello, Items, Refused
+from .protocol.session import Session, agree
+from .protocol.states import GIVER, RECEIVER
+from .system.channel import Channel, Woken, descriptors_in_flight
+from .system.fds import close_all, socket_from_fd
+from .system.paths import check_directory, connect_control
+from .system.process import peer, peer_process
+from .system.wake import Wake
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from .control import Verb
+    from .listener import Entry
+
+# Connections in a message: each is its receiver's as soon as the message was acknowledged, so small ones keep nobody waiting.
+BATCH = 64
+_BATCH_BYTES = 512 * 1024
+_WELCOME_SECONDS = 5.0
+_HEIR = "heir"
+
+
+class Reception:
+    """Where connections for ``generation`` arrive, in ``directory``. ``take(connections)`` is called in a thread of the
+    reception's own, with those that have just become ours. ``verbs``: what else may be asked here. ``allow_uids``: who may
+    give besides us and root."""
+
+    def __init__(
+        self,
+        directory: str,
+        generation: int,
+        take: Callable[[list[Connection]], object],
+        *,
+        verbs: dict[str, Verb] | None = None,
+        allow_uids: Iterable[int] = (),
+    ) -> None:
+        """``PathError`` or ``SystemCallError`` when nothing can be bound there."""
+        make_directory(directory)
+        self.path = os.path.join(directory, f"{generation}-{os.getpid()}.sock")
+        self._take = take
+        self._wake = Wake()
+        self._guests: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._endpoint = registry.obtain(self.path)
+        self._endpoint.generation = generation
+        self._endpoint.verbs.update(verbs or {})
+        self._endpoint.begin_offer(self._greet, frozenset(allow_uids))
+
+    def close(self) -> None:
+        """Takes nothing more. What was acknowledged was passed on before this returns."""
+        if os.getpid() != self._pid:
+            return  # a fork's copy: the reception is its parent's
+        self._endpoint.end_offer()
+        self._wake.set()
+        while guests := self._snapshot():
+            for guest in guests:
+                guest.join()
+        registry.remove(self.path)
+        self._wake.close()
+
+    def _snapshot(self) -> list[threading.Thread]:
+        with self._lock:
+            return list(self._guests)
+
+    # --- a giver comes (in the control thread) ------------------------------------------------------------------
+
+    def _greet(self, conversation: Conversation, hello: Hello) -> None:
+        self._endpoint.taker = None  # several may give at once
+        if agree(hello.min_version, hello.max_version) is None:
+            refuse(
+                conversation.channel, "version", f"versions {VERSION_MIN} to {VERSION_MAX} are spoken here", os.getpid()
+            )
+            conversation.close()
+            return
+        session = Session(RECEIVER)
+        session.receive(hello)
+        guest = Conversation(
+            session, conversation.channel, conversation.peer, conversation.process, self._wake.fileno()
+        )
+        thread = threading.Thread(target=self._receive, args=(guest,), name="fdhandoff-reception", daemon=True)
+        with self._lock:
+            self._guests.add(thread)
+        thread.start()
+
+    def _receive(self, conversation: Conversation) -> None:
+        """Until the giver has no more, or we want no more."""
+        received = 0
+        try:
+            conversation.say(Ack(items=0), deadline=after(_WELCOME_SECONDS))
+            while True:
+                message, fds = conversation.hear(after(None))
+                assert isinstance(message, Items)  # the table lets nothing else through
+                connections = _verified(message.entries, fds)
+                received += len(connections)
+                try:
+                    conversation.say(Ack(items=received), deadline=after(_WELCOME_SECONDS))
+                except BaseException:
+                    # Whether it was read or not: the giver has hung up, or will find that we have, and keeps them.
+                    _close(connections)
+                    raise
+                self._take(connections)
+        except (Gone, PeerGone, DeadlineExceeded):
+            pass  # it has given all that it wanted to give, or died: what was not acknowledged is its own
+        except Woken:
+            conversation.abort("stopped", "no more connections are taken here")
+        except (HandoffError, OSError) as error:
+            conversation.abort("protocol" if isinstance(error, ProtocolError) else "mismatch", str(error))
+        except Exception:
+            # The application's: what it did not take is lost, which must be seen.
+            sys.excepthook(*sys.exc_info())
+        finally:
+            conversation.close()
+            with self._lock:
+                self._guests.discard(threading.current_thread())
+
+
+def _verified(entries: Sequence[Entry], fds: list[int]) -> list[Connection]:
+    """All or nothing: ``ListenerMismatch`` and every descriptor closed."""
+    connections: list[Connection] = []
+    fds.reverse()
+    try:
+        for entry in entries:
+            if entry.kind != KIND_CONNECTION:
+                raise ProtocolError(f"{entry.name!r} is no connection, but of kind {entry.kind}")
+            description = verify(entry, fds[-1])
+            connections.append(Connection(entry.name, socket_from_fd(fds[-1], description), entry.state))
+            fds.pop()
+    except BaseException:
+        _close(connections)
+        raise
+    finally:
+        close_all(fds)
+    return connections
+
+
+def _close(connections: Iterable[Connection]) -> None:
+    for connection in connections:
+        connection.target.close()
+
+
+# --- giving -----------------------------------------------------------------------------------------------------
+
+
+def give(
+    path: str,
+    connections: Sequence[Connection],
+    *,
+    timeout: float = 5.0,
+    generation: int = 0,
+    allow_uids: Iterable[int] = (),
+) -> int:
+    """Gives ``connections`` (borrowed) to the reception at ``path``: how many of them, in their order, are the receiver's now.
+    The caller closes its copies of those, and goes on with the others. ``generation``: our own number.
+
+    ``PeerRefused`` never: a receiver that is gone, refuses, stops in the middle, or is silent for ``timeout`` seconds, has
+    taken what it acknowledged. ``PeerUntrusted`` when another user answers there.
+    """
+    found = connect_control(path, after(timeout))
+    if found.sock is None:
+        return 0
+    channel = Channel(found.sock)
+    try:
+        who = peer(found.sock)
+        if who.uid not in {0, os.geteuid(), *allow_uids}:
+            raise PeerUntrusted(f"uid {who.uid} would take our connections at {path}: they stay here", serving=OLD)
+        conversation = Conversation(Session(GIVER), channel, who, peer_process(found.sock))
+    except BaseException:
+        channel.close()
+        raise
+    try:
+        return _give(conversation, connections, timeout, generation)
+    finally:
+        conversation.close()
+
+
+def _give(conversation: Conversation, connections: Sequence[Connection], timeout: float, generation: int) -> int:
+    session = conversation.session
+    session.window = descriptors_in_flight()
+    hello = Hello(
+        min_version=VERSION_MIN, max_version=VERSION_MAX, pid=os.getpid(), software=SOFTWARE, generation=generation
+    )
+    batches = [(batch, [_entry(one) for one in batch]) for batch in _batches(connections)]
+    try:
+        conversation.say(hello, deadline=after(timeout))
+        going = _heard(conversation, after(timeout))
+        for batch, entries in batches:
+            while going and session.window_left < len(batch):
+                going = _heard(conversation, after(timeout))
+            if not going:
+                break
+            fds = [one.fileno() for one in batch]
+            conversation.say(Items(first=session.items_sent, entries=entries), fds, deadline=after(timeout))
+        while going and session.items_acked < session.items_sent:
+            going = _heard(conversation, after(timeout))
+    except (PeerGone, DeadlineExceeded):
+        pass  # what it acknowledged counts
+    # From here on it can't acknowledge anything more: it is told so by the kernel, and closes what it has not acknowledged.
+    # What it said before is read to the end.
+    conversation.channel.socket.shutdown(socket.SHUT_RDWR)
+    for _, fds in conversation.last_words():
+        close_all(fds)
+    return session.items_acked
+
+
+def _entry(connection: Connection) -> Entry:
+    return entry_of(connection.name, connection.fileno(), KIND_CONNECTION, connection.state)
+
+
+def _heard(conversation: Conversation, deadline: int) -> bool:
+    """One answer; false when there is to be none any more."""
+    try:
+        message, fds = conversation.hear(deadline)
+    except ProtocolError:
+        return False
+    close_all(fds)
+    return not isinstance(message, (Abort, Refused))
+
+
+def _batches(connections: Sequence[Connection]) -> Iterable[list[Connection]]:
+    batch: list[Connection] = []
+    size = 0
+    for connection in connections:
+        weight = 256 + len(connection.name) + len(connection.state)
+        if batch and (len(batch) == BATCH or size + weight > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(connection)
+        size += weight
+    if batch:
+        yield batch
+
+
+# --- the directory ----------------------------------------------------------------------------------------------
+
+
+def make_directory(directory: str) -> None:
+    """0700. ``PathError`` when it can't be made, or when others could put sockets of their own there."""
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise PathError(
+            f"the directory {directory} for connections on the move can't be made: {error.strerror}", path=directory
+        ) from None
+    check_directory(directory)
+
+
+def name_heir(directory: str, generation: int) -> None:
+    """From here on ``generation`` serves, and takes connections over."""
+    make_directory(directory)
+    temporary = os.path.join(directory, f".{_HEIR}.{os.getpid()}")
+    with open(temporary, "w", encoding="ascii") as file:
+        file.write(f"{generation}\n")
+    os.replace(temporary, os.path.join(directory, _HEIR))
+
+
+def heir_of(directory: str) -> int:
+    """The generation that takes connections over; 0 where there is none."""
+    try:
+        with open(os.path.join(directory, _HEIR), encoding="ascii") as file:
+            text = file.read(32).strip()
+    except (OSError, ValueError):
+        return 0
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def receptions_of(directory: str, generation: int) -> list[str]:
+    """The paths of a generation's receptions, one for each of its processes."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return [
+        os.path.join(directory, name)
+        for name in sorted(names)
+        if name.startswith(f"{generation}-") and name.endswith(".sock")
+    ]
+
+
+def give_to_heir(
+    directory: str,
+    connections: Sequence[Connection],
+    *,
+    generation: int,
+    timeout: float = 5.0,
+    allow_uids: Iterable[int] = (),
+) -> list[Connection]:
+    """Gives them to whoever serves now, shared out among its processes: those that stay, and are the caller's still. None goes
+    to ``generation``, which is our own."""
+    staying = list(connections)
+    heir = heir_of(directory)
+    paths = receptions_of(directory, heir) if heir and heir != generation else []
+    while paths and staying:
+        willing = []
+        for place, path in enumerate(paths):
+            share = -(-len(staying) // (len(paths) - place))
+            part, staying = staying[:share], staying[share:]
+            given = give(path, part, timeout=timeout, generation=generation, allow_uids=allow_uids)
+            if given == len(part):
+                willing.append(path)
+            staying += part[given:]  # for the others, if there are any
+        paths = willing
+    return staying
+
+
+def remove_directory(directory: str) -> None:
+    """At the end of the last generation: with what dead processes left in it. Whoever is alive keeps it."""
+    try:
+        for name in os.listdir(directory):
+            if name == _HEIR or name.startswith(f".{_HEIR}."):
+                os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+    except OSError:
+        return
