@@ -33,9 +33,14 @@ class Door:
         self.detached = {}
 
     def follow(self, fd: int) -> None:
-        """``fd``, a connection that is inside, belongs to somebody else now; it counts until it is closed."""
+        """``fd``, a connection that is inside, belongs to somebody else now; it counts until it is closed, also before this."""
         self.leave_detached(fd)  # an earlier one of that number has been closed, for the kernel gave it again
-        status = os.fstat(fd)
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            # Closed already: a loop that closes descriptors by itself (uvloop) lets the socket object know afterwards.
+            self.leave()
+            return
         self.detached[fd] = (status.st_dev, status.st_ino)
         self.note(0, 1)
 

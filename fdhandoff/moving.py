@@ -18,8 +18,9 @@ from . import registry
 from .control import refuse
 from .conversation import Conversation, Gone
 from .deadline import after
-from .errors import OLD, DeadlineExceeded, HandoffError, PathError, PeerGone, PeerUntrusted, ProtocolError
+from .errors import OLD, DeadlineExceeded, HandoffError, PeerGone, PeerUntrusted, ProtocolError
 from .handoff import SOFTWARE
+from .heir import heir_of, make_directory, name_heir, receptions_of, remove_directory
 from .inventory import entry_of, verify
 from .listener import KIND_CONNECTION, Connection
 from .protocol.messages import VERSION_MAX, VERSION_MIN, Abort, Ack, Hello, Items, Refused
@@ -27,7 +28,7 @@ from .protocol.session import Session, agree
 from .protocol.states import GIVER, RECEIVER
 from .system.channel import Channel, Woken, descriptors_in_flight
 from .system.fds import close_all, socket_from_fd
-from .system.paths import check_directory, connect_control
+from .system.paths import connect_control
 from .system.process import peer, peer_process
 from .system.wake import Wake
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 BATCH = 64
 _BATCH_BYTES = 512 * 1024
 _WELCOME_SECONDS = 5.0
-_HEIR = "heir"
 
 
 class Reception:
@@ -256,54 +256,6 @@ def _batches(connections: Sequence[Connection]) -> Iterable[list[Connection]]:
         yield batch
 
 
-# --- the directory ----------------------------------------------------------------------------------------------
-
-
-def make_directory(directory: str) -> None:
-    """0700. ``PathError`` when it can't be made, or when others could put sockets of their own there."""
-    try:
-        os.mkdir(directory, 0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise PathError(
-            f"the directory {directory} for connections on the move can't be made: {error.strerror}", path=directory
-        ) from None
-    check_directory(directory)
-
-
-def name_heir(directory: str, generation: int) -> None:
-    """From here on ``generation`` serves, and takes connections over."""
-    make_directory(directory)
-    temporary = os.path.join(directory, f".{_HEIR}.{os.getpid()}")
-    with open(temporary, "w", encoding="ascii") as file:
-        file.write(f"{generation}\n")
-    os.replace(temporary, os.path.join(directory, _HEIR))
-
-
-def heir_of(directory: str) -> int:
-    """The generation that takes connections over; 0 where there is none."""
-    try:
-        with open(os.path.join(directory, _HEIR), encoding="ascii") as file:
-            text = file.read(32).strip()
-    except (OSError, ValueError):
-        return 0
-    return int(text) if text.isascii() and text.isdigit() else 0
-
-
-def receptions_of(directory: str, generation: int) -> list[str]:
-    """The paths of a generation's receptions, one for each of its processes."""
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return []
-    return [
-        os.path.join(directory, name)
-        for name in sorted(names)
-        if name.startswith(f"{generation}-") and name.endswith(".sock")
-    ]
-
-
 def give_to_heir(
     directory: str,
     connections: Sequence[Connection],
@@ -330,12 +282,46 @@ def give_to_heir(
     return staying
 
 
-def remove_directory(directory: str) -> None:
-    """At the end of the last generation: with what dead processes left in it. Whoever is alive keeps it."""
-    try:
-        for name in os.listdir(directory):
-            if name == _HEIR or name.startswith(f".{_HEIR}."):
-                os.unlink(os.path.join(directory, name))
-        os.rmdir(directory)
-    except OSError:
-        return
+class Crossing:
+    """A process's part in it: its own reception, if it takes connections, and the way to the heir's. ``directory`` is empty
+    where connections can't move. ``appoints``: whether who serves names itself the heir; under a master that does."""
+
+    def __init__(self, directory: str, *, appoints: bool) -> None:
+        self.directory = directory
+        self.take: Callable[[list[Connection]], object] | None = None
+        self._appoints = appoints
+        self._reception: Reception | None = None
+
+    def open(self, generation: int, verbs: dict[str, Verb], allow_uids: Iterable[int] = ()) -> None:
+        """Our generation serves: takes connections from here on, if there is a ``take``."""
+        if self.directory and self.take is not None:
+            self._reception = Reception(self.directory, generation, self.take, verbs=verbs, allow_uids=allow_uids)
+            self.appoint(generation)
+
+    def appoint(self, generation: int) -> None:
+        if self.directory and self._appoints and self.take is not None:
+            name_heir(self.directory, generation)
+
+    def has_heir(self, generation: int) -> bool:
+        """Whether connections of ``generation``, which is ours, could go on elsewhere."""
+        heir = heir_of(self.directory) if self.directory else 0
+        return heir not in (0, generation) and bool(receptions_of(self.directory, heir))
+
+    def give(
+        self, connections: Sequence[Connection], generation: int, allow_uids: Iterable[int] = ()
+    ) -> list[Connection]:
+        """Those that stay here."""
+        if not self.directory:
+            return list(connections)
+        return give_to_heir(self.directory, connections, generation=generation, allow_uids=allow_uids)
+
+    def close(self, *, final: bool) -> None:
+        """Takes nothing more. ``final``: no generation comes after us."""
+        if self._reception is not None:
+            self._reception.close()
+            self._reception = None
+            if final and self._appoints:
+                remove_directory(self.directory)
+
+    def forget_in_child(self) -> None:
+        self._reception = None

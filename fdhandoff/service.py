@@ -36,6 +36,7 @@ from .holdings import Files, Holdings, fileno
 from .hooks import Hooks
 from .incarnation import Interim
 from .listener import Listeners, check_name
+from .moving import Crossing
 from .signals import DEFAULT, STOP, UPGRADE, Signals, StopRequests
 from .successor import BLOCKED, START_DIRECTORY, own_command
 from .system import environment
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .handoff import Handed
     from .hooks import Hook
     from .incarnation import Incarnation
+    from .listener import Connection
 
 STARTING = "starting"
 SERVING = "serving"
@@ -152,6 +154,7 @@ class Service:
         self._is_child = False  # after a fork: a worker's copy
         self.endpoint: Endpoint | None = None
         self._takeover: Takeover | None = None
+        self.inherited = False  # listeners came by the environment: whoever started us chose them
         self.holdings = Holdings()
         self._pidfile = Pidfile(pidfile) if pidfile is not None else None
         self._drain_began = 0.0
@@ -160,6 +163,8 @@ class Service:
         self._was_started_by_us = environment.GENERATION in os.environ
         number = _number(os.environ.pop(environment.GENERATION, ""))
         named = os.environ.pop(environment.PATH, "")
+        mastered = os.environ.pop(environment.CONNECTIONS, None)
+        self.crossing = Crossing("", appoints=False)
         self._interim = Interim.from_environment(os.environ)
         kept = (NOTIFY_SOCKET, WATCHDOG_USEC)
         self.for_successor = {key: os.environ[key] for key in kept if key in os.environ}
@@ -168,9 +173,18 @@ class Service:
         self.upgrader = Upgrader(self)
         self.worker = Worker("fdhandoff-service")
         try:
-            self.path = self._choose_path(path, named)
+            # A master above us answers for all of its generations, and says which of them serves.
+            self.path = self._choose_path(path, named) if mastered is None else None
             self._signals.install()
             self._acquire(number)
+            place = (
+                mastered
+                if mastered is not None
+                else environment.connections_of(self.path)
+                if self.path is not None
+                else ""
+            )
+            self.crossing = Crossing(place, appoints=mastered is None)
         except BaseException:
             self.close()
             raise
@@ -187,7 +201,7 @@ class Service:
 
     def _acquire(self, number: int) -> None:
         """Inherit from the environment, else take over from a live owner, else become the one who binds."""
-        inherited = self._inherit()
+        inherited = self.inherited = self._inherit()
         self._renumber(max(number, 1))
         if self.path is None:
             return
@@ -326,6 +340,7 @@ class Service:
                 hurry=self._verb_hurry,
             )
             self.endpoint.begin_offer(self.upgrader.greet, self.allow_uids)
+        self._open_crossing()
         self.tell(lambda manager: manager.ready(f"generation {self.generation.number} serves"))
         if self._was_started_by_us and threading.current_thread() is threading.main_thread():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
@@ -336,6 +351,41 @@ class Service:
         self.hooks.after("ready")
         if self.wait(0):  # it came while the commit was under way: too late to refuse the service
             self.worker.post(lambda: self._stop("asked for before ready", False))
+
+    def _open_crossing(self) -> None:
+        verbs: dict[str, Callable[[dict[str, Any], Reply], None]] = {
+            "status": self._verb_status,
+            "stop": self._verb_stop,
+            "drain": self._verb_stop,
+        }
+        try:
+            self.crossing.open(self.generation.number, verbs, self.allow_uids)
+        except HandoffError as error:
+            self.say(f"{error}; connections of an older generation drain there instead of moving here")
+
+    # --- connections that move --------------------------------------------------------------------------------
+
+    def receive_connections(self, take: Callable[[list[Connection]], object]) -> None:
+        """Has ``take`` called, in a thread of its own, with connections that an older generation gives while it drains: each
+        with its socket as ``target`` and the ``state`` that was given with it. They are ours then, and counted by nobody until
+        ``take`` lets them enter the gate. Say it before ``ready()``."""
+        if self.state_word != STARTING:
+            raise UpgradeError("receive_connections() comes before ready()", serving=OLD)
+        self.crossing.take = take
+
+    @property
+    def has_heir(self) -> bool:
+        """Whether a generation that serves now takes connections of this one."""
+        return self.crossing.has_heir(self.generation.number)
+
+    def give_connections(self, connections: Sequence[Connection]) -> list[Connection]:
+        """Gives them to the generation that serves, for which they go on as if they had always been there: call it while this
+        process drains, for connections from which nothing is being read or written, and of which everything that was read
+        and not used is in their ``state``. Returns those that stay, because nobody takes them; close the sockets of the
+        others, without ``shutdown``. Blocks, a few seconds at most."""
+        if not self.draining:
+            raise UpgradeError("give_connections() is for a process that drains", serving=OLD)
+        return self.crossing.give(connections, self.generation.number, self.allow_uids)
 
     def tell(self, what: Callable[[Notifier], None]) -> None:
         """Says something to the service manager. That it can't be told is no reason to fail: it is logged."""
@@ -524,6 +574,7 @@ class Service:
                 self._interim.wait()
             self._interim.close()
         if not self._is_child:
+            self.crossing.close(final=final)
             self._end_duties(unborn)
             if final or unborn:
                 self.holdings.unlink(all=final)
@@ -644,6 +695,10 @@ class Service:
                 self._pidfile.take_over()
             except HandoffError as error:
                 self.say(str(error))
+        try:
+            self.crossing.appoint(self.generation.number)
+        except (HandoffError, OSError) as error:
+            self.say(str(error))
         self.hooks.after("rollback")
 
     def offer_again(self) -> None:
@@ -818,6 +873,7 @@ class Service:
         listeners, the gate, and the descriptor that tells the end."""
         self._is_child = True
         self.owner = False
+        self.crossing.forget_in_child()
         self._lock = threading.Lock()
         self._signals.forget_in_child()
         self.worker.forget_in_child()

@@ -3,11 +3,13 @@ waits in the queue of one that died is given to the one that serves."""
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import time
 
 from ..deadline import format_duration
+from ..system.environment import connections_of
 from .options import SHARED
 from .run import DRAINING, STOPPING
 from .tasks import pause
@@ -40,6 +42,7 @@ async def retire(master: Master, old: Run) -> None:
                 await pause(master.loop, options.pre_stop_delay)
             old.deadline = None if options.grace is None else time.monotonic() + options.grace
         master.changed()
+        _ask_to_leave(master, old)
     deadline = old.deadline
     left = 0 if told else await _watched(master, old, deadline)
     if old.alive:
@@ -58,6 +61,15 @@ async def retire(master: Master, old: Run) -> None:
     cut = f", {left} connections cut at the deadline" if left else ""
     master.say(f"{old} has drained in {format_duration(round(time.monotonic() - began, 2))}{cut}, and ended")
     master.discard(old)
+
+
+def _ask_to_leave(master: Master, old: Run) -> None:
+    """Where its connections can move to its successor's processes."""
+    directory = connections_of(old.options.path) if old.options.path is not None else ""
+    if os.path.isdir(directory):
+        from .heirs import ask_to_leave
+
+        ask_to_leave(master, old, directory)
 
 
 async def _watched(master: Master, old: Run, deadline: float | None) -> int:

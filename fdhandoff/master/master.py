@@ -14,6 +14,7 @@ from .. import __version__, control, registry
 from ..deadline import format_duration
 from ..errors import OLD, HandoffError, InProgress, SystemCallError, UpgradeError
 from ..signals import StopRequests
+from ..system.environment import connections_of
 from ..system.processes import become_subreaper, members, reap_all
 from . import journal, resume
 from .announce import Announcer
@@ -211,6 +212,10 @@ class Master:
             if self._journal_is_ours:
                 journal.remove(journal.path_of(self.endpoint.path))
             registry.remove(self.options.path)
+            if os.path.isdir(connections_of(self.options.path)):
+                from ..heir import remove_directory
+
+                remove_directory(connections_of(self.options.path))
         if self.health is not None:
             self.health.close()
         self.store.close()

@@ -123,6 +123,8 @@ class Run:
             environ.update(environment.compose([name for name, _ in self.sockets]))
         environ.update(conventions.variables(self.options.conventions, self._addresses(), self.number))
         environ[environment.GENERATION] = str(self.number)
+        if self.options.path is not None:
+            environ[environment.CONNECTIONS] = environment.connections_of(self.options.path)
         if self.options.directory:
             environ["PWD"] = self.options.directory
         if self._notify_address:

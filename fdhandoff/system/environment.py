@@ -28,6 +28,7 @@ LISTEN_PIDFDID = "LISTEN_PIDFDID"
 PATH = "FDHANDOFF_PATH"
 GENERATION = "FDHANDOFF_GENERATION"
 INTERIM = "FDHANDOFF_INTERIM"
+CONNECTIONS = "FDHANDOFF_CONNECTIONS"
 RUNTIME_DIR = "FDHANDOFF_RUNTIME_DIR"
 
 FIRST_FD = 3
@@ -35,7 +36,7 @@ FIRST_FD = 3
 LISTEN = (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID)
 #: What is meant for one process. ``FDHANDOFF_RUNTIME_DIR`` is not among them: it is a setting, like ``TMPDIR``.
 FOR_ONE_PROCESS = (
-    *LISTEN, PATH, GENERATION, INTERIM, "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE", "MAINPID"
+    *LISTEN, PATH, GENERATION, INTERIM, CONNECTIONS, "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE", "MAINPID"
 )  # fmt: skip
 
 
@@ -104,6 +105,11 @@ def compose(names: Iterable[str]) -> dict[str, str]:
     if not names:
         return {}
     return {LISTEN_FDS: str(len(names)), LISTEN_PID: "0", LISTEN_FDNAMES: ":".join(names)}
+
+
+def connections_of(path: str) -> str:
+    """Where the generations of the service at the handoff path ``path`` meet to move connections."""
+    return f"{path}.connections"
 
 
 def default_name(position: int) -> str:

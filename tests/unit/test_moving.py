@@ -17,8 +17,9 @@ import pytest
 
 from fdhandoff import moving
 from fdhandoff.errors import PathError, PeerUntrusted
+from fdhandoff.heir import heir_of, name_heir, receptions_of
 from fdhandoff.listener import Connection
-from fdhandoff.moving import BATCH, Reception, give, give_to_heir, heir_of, name_heir, receptions_of
+from fdhandoff.moving import BATCH, Reception, give, give_to_heir
 from fdhandoff.protocol import frames
 from fdhandoff.protocol.messages import Ack, Hello, Items
 from fdhandoff.protocol.states import EVENTS, FIRST, GIVER, MOVING, RECEIVER, is_final

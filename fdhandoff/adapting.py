@@ -1,0 +1,59 @@
+"""What the adapters for servers have in common: the options of the handoff beside the server's own, and the service's name."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .deadline import parse_duration
+from .listener import check_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    Read = Callable[[str], Any]
+
+PREFIX = "--handoff-"
+_OPTIONS: dict[str, Read] = {"name": str, "path": str, "probation": parse_duration}
+
+HELP = """\
+  --handoff-name NAME            the service's name (made of the application's)
+  --handoff-path PATH            the handoff path (NAME/handoff.sock in the runtime directory)
+  --handoff-probation DURATION   how long this process stays to take the service back from a successor that dies (5s)
+"""
+
+
+def split(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Ours, as keywords of an adapter's ``run`` (``handoff_name`` …), and the server's own. ``ValueError`` for what makes no
+    sense."""
+    ours: dict[str, Any] = {}
+    rest: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            rest += [word, *words]
+            break
+        if not word.startswith(PREFIX):
+            rest.append(word)
+            continue
+        name, equals, value = word[len(PREFIX) :].partition("=")
+        if name not in _OPTIONS:
+            raise ValueError(
+                f"there is no option {PREFIX}{name}: there are {', '.join(PREFIX + one for one in _OPTIONS)}"
+            )
+        if not equals:
+            if not words:
+                raise ValueError(f"{PREFIX}{name} wants a value")
+            value = words.pop(0)
+        ours[f"handoff_{name}"] = _OPTIONS[name](value)
+    return ours, rest
+
+
+def service_name(application: Any, server: str) -> str:
+    """Of a service that was given none: by the application where it is named by text, else by the program."""
+    text = application if isinstance(application, str) else os.path.basename(sys.argv[0])
+    safe = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in text)
+    return check_name(safe.strip("-.") or server)

@@ -1,0 +1,225 @@
+"""uvicorn, upgraded without a failed request: ``run(app, …)`` in place of ``uvicorn.run(app, …)``, and
+``python -m fdhandoff.servers.uvicorn app:app …`` in place of ``uvicorn app:app …``, with uvicorn's own options.
+
+An idle connection moves to the new generation, a busy one between two of its requests: no client is told to reconnect. For TLS,
+and where nobody takes connections over, answers say ``Connection: close``. A websocket is closed with code 1012.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+try:
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ImportError as error:  # pragma: no cover - said to whoever runs it
+    raise ImportError(f"this needs uvicorn: pip install 'uvicorn>=0.54' ({error})") from None
+
+from ..adapting import service_name, split
+from ..errors import HandoffError
+from ..passage import Passage
+from ..service import Service
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+    from typing import Any
+
+_STARTUP_FAILURE = 3  # uvicorn's own exit status for it
+_CLOSE = (b"connection", b"close")
+# Where --timeout-graceful-shutdown does not say it: uvicorn would wait for ever.
+_GRACE_SECONDS = 30.0
+
+
+def run(
+    app: Any,
+    *,
+    handoff_name: str = "",
+    handoff_path: str = "",
+    handoff_probation: float = 5.0,
+    app_dir: str | None = None,
+    **options: Any,
+) -> None:
+    """``uvicorn.run(app, **options)``, until a newer generation serves or it is told to stop. ``handoff_name`` is the service's
+    (default: made of ``app`` where that is text, else of the program), ``handoff_path`` its handoff path (default: below the
+    runtime directory), ``handoff_probation`` the seconds in which it takes the service back from a successor that dies. The
+    application finds the ``Service`` in its lifespan's state, as ``scope["state"]["fdhandoff"]``. Raises what ``Service``
+    raises; ``SystemExit`` (3) where the application does not start.
+
+    uvicorn's ``reload`` and ``workers`` start processes of their own, which this does not: ``ValueError``. Use
+    ``fdhandoff-cli run --workers``.
+    """
+    if app_dir is not None:
+        sys.path.insert(0, app_dir)
+    config = uvicorn.Config(app, **options)
+    if config.should_reload:
+        raise ValueError("reload is for development: use uvicorn itself for that")
+    if config.workers > 1:
+        raise ValueError("workers are processes of the master: fdhandoff-cli run --workers N -- …")
+    grace = config.timeout_graceful_shutdown
+    with Service(
+        handoff_name or service_name(app, "uvicorn"),
+        path=handoff_path,
+        probation=handoff_probation,
+        grace=_GRACE_SECONDS if grace is None else float(grace),
+    ) as service:
+        _listen(service, config)
+        Server(config, service).run()
+
+
+def _listen(service: Service, config: uvicorn.Config) -> list[socket.socket]:
+    """What whoever started us passed, else what uvicorn's options say."""
+    if service.inherited:
+        return list(service.listeners)
+    if config.uds is not None:
+        address = f"unix:{config.uds}?mode=0666&"  # as uvicorn makes it
+    else:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        address = f"{host}:{config.port}?"
+    return service.listen_all("http", f"{address}backlog={config.backlog}")
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that accepts from ``service``, whose owner it becomes."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+        self.passage: Passage | None = None
+        self._accepting: asyncio.Task[str] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """They are the service's."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        self.lifespan.state["fdhandoff"] = self.service
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(_STARTUP_FAILURE)
+        config = self.config
+        protocol_class = _passing(config.http_protocol_class)
+
+        def factory() -> asyncio.Protocol:
+            return protocol_class(  # type: ignore[no-any-return]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        self.servers = []
+        self.passage = Passage(
+            self.service,
+            factory,
+            everyone=lambda: list(self.server_state.connections),
+            movable=_movable,
+            ssl=config.ssl,
+        )
+        protocol_class.passage = self.passage
+        try:
+            await self.service.ready_async()
+        except BaseException:
+            await self.lifespan.shutdown()
+            raise
+        self.started = True
+        self._accepting = asyncio.create_task(self.passage.serve())
+
+    async def main_loop(self) -> None:
+        assert self._accepting is not None
+        ticking, ending = asyncio.create_task(super().main_loop()), asyncio.create_task(self.service.wait_async())
+        await asyncio.wait({ticking, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():  # as many requests as it may answer: it drains, and whoever started it starts another
+            self.service.stop()
+            await ending
+        ticking.cancel()  # it looks at the clock only: what is to happen now need not wait for that
+        await asyncio.gather(ticking, return_exceptions=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        passage = self.passage
+        assert passage is not None
+        if not self.service.has_heir or self.config.ssl is not None:
+            self._announce()
+        await passage.leave()
+        for connection in list(self.server_state.connections):
+            if not _is_http(connection):
+                connection.shutdown()  # a websocket: 1012, come again
+        if not passage.moves:
+            self._announce()
+        report = await self.service.drain_async()
+        if self._accepting is not None:
+            await self._accepting
+        if report.forced:
+            for connection in list(self.server_state.connections):
+                if connection.transport is not None:
+                    connection.transport.abort()
+            for task in list(self.server_state.tasks):
+                task.cancel()
+        self.service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
+        await super().shutdown()
+
+    def _announce(self) -> None:
+        """From here on each answer says that its connection ends."""
+        if _CLOSE not in self.server_state.default_headers:
+            self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+
+
+def _passing(base: Any) -> Any:
+    """uvicorn's protocol for HTTP/1, which says when a connection has come to rest."""
+
+    class Passing(base):  # type: ignore[misc]
+        passage: Passage
+        in_message = False  # httptools: from a request's first byte to its last
+
+        def on_message_begin(self) -> None:
+            self.in_message = True
+            super().on_message_begin()
+
+        def on_message_complete(self) -> None:
+            self.in_message = False
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self.passage.settled(self)
+
+    Passing.__name__ = Passing.__qualname__ = base.__name__
+    return Passing
+
+
+def _is_http(protocol: Any) -> bool:
+    return hasattr(protocol, "in_message")
+
+
+def _movable(protocol: Any) -> bytes | None:
+    """Nothing has to be said of a connection between two requests; any other stays."""
+    if not _is_http(protocol):
+        return None
+    cycle = protocol.cycle
+    if cycle is not None and not cycle.response_complete:
+        return None
+    if isinstance(protocol, H11Protocol):
+        from h11 import IDLE
+
+        conn = protocol.conn
+        return b"" if conn.our_state is IDLE and conn.their_state is IDLE and not conn.trailing_data[0] else None
+    if hasattr(protocol, "pipeline"):  # httptools
+        return b"" if not protocol.in_message and not protocol.pipeline else None
+    return None
+
+
+def main() -> None:
+    """uvicorn's own command line, with ``run`` in the place of its ``run``, and our options taken out."""
+    try:
+        ours, words = split(sys.argv[1:])
+        sys.modules["uvicorn.main"].run = partial(run, **ours)  # type: ignore[attr-defined]
+        uvicorn.main(words, prog_name="python -m fdhandoff.servers.uvicorn")
+    except (ValueError, HandoffError) as error:
+        print(f"fdhandoff: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Servers with their adapters, and clients that keep their connections: what they lose is counted by kind, and so is every
+connection that they had to make anew."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+from ..cli import DEADLINE, wait_for
+
+
+class KeepAlive:
+    """``count`` clients with one connection each; ``pause`` seconds between an answer and the next request. ``answers`` by
+    generation, ``failures`` by kind, ``reconnects``: how often an announced end made one connect again."""
+
+    def __init__(self, address: tuple[str, int], count: int = 4, pause: float = 0.005, path: str = "/") -> None:
+        self.answers: Counter[int] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.reconnects = 0
+        self._address = address
+        self._pause = pause
+        self._path = path
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
+
+    def __enter__(self) -> KeepAlive:
+        for thread in self._threads:
+            thread.start()
+        wait_for(lambda: sum(self.answers.values()) >= len(self._threads) or self.failures, "the first answers")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+
+    def heard(self, generation: int, more: int = 10) -> None:
+        before = self.answers[generation]
+        wait_for(
+            lambda: self.answers[generation] >= before + more or self.failures, f"answers of generation {generation}"
+        )
+
+    def _run(self) -> None:
+        client: Client | None = None
+        while not self._over.is_set():
+            try:
+                if client is None:
+                    client = Client(self._address)
+                generation = client.ask(self._path)
+            except OSError as error:
+                with self._lock:
+                    self.failures[f"{type(error).__name__}: {error}"] += 1
+                if client is not None:
+                    client.close()
+                client = None
+                continue
+            with self._lock:
+                self.answers[generation] += 1
+                if client.ended:
+                    self.reconnects += 1
+            if client.ended:
+                client.close()
+                client = None
+            time.sleep(self._pause)
+        if client is not None:
+            client.close()
+
+
+class Client:
+    """One connection. ``ended``: the last answer announced its end."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.sock = socket.create_connection(address, timeout=DEADLINE)
+        self.ended = False
+        self._buffer = b""
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def send(self, path: str = "/", method: str = "GET", body: bytes = b"", part: slice = slice(None)) -> None:
+        """A request, or the ``part`` of its bytes."""
+        head = f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        self.sock.sendall((head + body)[part])
+
+    def receive(self) -> int:
+        """One answer, whole: the generation that gave it."""
+        head = self._until(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        length = int(headers["content-length"])
+        body = self._take(length)
+        if " 200 " not in f"{lines[0]} ":
+            raise ConnectionError(lines[0])
+        self.ended = headers.get("connection", "").lower() == "close"
+        return int(body.split()[1])
+
+    def ask(self, path: str = "/", **request: Any) -> int:
+        self.send(path, **request)
+        return self.receive()
+
+    def _until(self, mark: bytes) -> bytes:
+        while mark not in self._buffer:
+            self._more()
+        head, _, self._buffer = self._buffer.partition(mark)
+        return head
+
+    def _take(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            self._more()
+        body, self._buffer = self._buffer[:count], self._buffer[count:]
+        return body
+
+    def _more(self) -> None:
+        part = self.sock.recv(1 << 16)
+        if not part:
+            raise ConnectionError(
+                "closed without an answer" if not self._buffer else "closed in the middle of an answer"
+            )
+        self._buffer += part

@@ -1,0 +1,57 @@
+"""An ASGI application whose answers name the generation: ``/slow/SECONDS``, ``/big``, ``/echo`` (length of the body), and
+``/die`` ends the process. Its lifespan takes its time where ``BOOT`` says so, or fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+
+async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        await lifespan(receive, send)
+        return
+    generation = scope["state"]["fdhandoff"].generation.number
+    if scope["type"] == "websocket":
+        await websocket(generation, receive, send)
+        return
+    path, size = scope["path"], 0
+    if path.startswith("/slow/"):
+        await asyncio.sleep(float(path[6:]))
+    if path == "/die":
+        os._exit(9)
+    while True:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    body = f"app {generation} {size}".encode() + b" " * (500_000 if path == "/big" else 0)
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def lifespan(receive: Any, send: Any) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            if os.environ.get("BOOT") == "fail":
+                await send({"type": "lifespan.startup.failed", "message": "the database is not there"})
+                return
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            print("lifespan over", flush=True)
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+async def websocket(generation: int, receive: Any, send: Any) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.connect":
+            await send({"type": "websocket.accept"})
+        elif message["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": f"{generation} {message['text']}"})
+        else:
+            return
