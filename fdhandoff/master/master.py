@@ -232,6 +232,7 @@ class Master:
         try:
             for outlet in self.outlets:
                 outlet.choose(run.slot)
+            self.changed()
             rollout = Rollout(self, run, run)
             await rollout._start()
         except (HandoffError, OSError, ValueError) as error:

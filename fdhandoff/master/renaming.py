@@ -43,8 +43,7 @@ class RenameOutlet(Outlet):
         return dict(self._sockets)
 
     def _private(self, slot: int) -> str:
-        """The name that the slot's socket is bound to. A server may remove it when it ends, so it is not relied upon."""
-        return f"{self._public}.{slot}"
+        return private_name(self._public, slot)
 
     def _kept(self, slot: int) -> str:
         """Another name of the same socket, of which no server knows."""
@@ -151,6 +150,11 @@ def _link(path: str, other: str) -> None:
             "CAP_FOWNER (fs.protected_hardlinks); give it no owner=, or use --switch shared",
             path=path,
         ) from None
+
+
+def private_name(public: str, slot: int) -> str:
+    """What the slot's socket is bound to. A server may remove that name when it ends, so it is not relied upon."""
+    return f"{public}.{slot}"
 
 
 def _remove(path: str) -> None:

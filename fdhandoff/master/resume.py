@@ -17,7 +17,7 @@ from ..successor import START_DIRECTORY, own_command
 from ..system import environment
 from ..system.adoption import sockets_of
 from ..system.channel import Channel
-from ..system.connections import bound, inodes_of
+from ..system.connections import LISTEN, bound, inodes_of, unix_connections
 from ..system.fds import describe, socket_from_fd
 from ..system.process import Peer, Process, find_program, spawn
 from ..system.processes import members
@@ -26,8 +26,9 @@ from ..system.switch import Group
 from . import journal
 from .keeping import KEPT
 from .options import KERNEL
-from .outlet import BOUND, Outlet
+from .outlet import BOUND, RENAME, Outlet
 from .outlets import KernelOutlet, reopen_outlet, spread
+from .renaming import private_name
 from .run import CANARY, SERVING, STARTING, Run, kill_group
 from .tasks import Future, first, sleep
 
@@ -138,11 +139,6 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
     """Takes over what a dead master left, if any of it lives: whether it did. The listeners are found in the processes that
     still hold them, and among those that were ``given`` to us, from where they are taken out."""
     alive = living(state)
-    for entry in state["runs"]:
-        if entry["number"] in alive and entry["state"] == STARTING and entry["number"] != state["current"]:
-            # It was not to serve yet. Before its queue can get a connection that it would take with it.
-            master.say(f"generation {entry['number']} was not ready when the master died: it is ended")
-            _end(alive.pop(entry["number"]))
     _end_strays(master, state, {process.pid for processes in alive.values() for process in processes})
     if not alive:
         return False
@@ -174,6 +170,11 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
         master.say(f"{name} was passed, but no generation that lives has it: it is left alone until the next start")
         sock.close()
     given.clear()
+    first = next((entry for entry in state["runs"] if entry["number"] == state["current"]), None)
+    if first is not None and first["state"] == STARTING and first["number"] in alive:
+        # Whether it was about to be ready nobody knows any more. Its listeners stay, and whoever waits there.
+        master.say(f"generation {first['number']} was not ready when the master died: it is started again")
+        _end(alive.pop(first["number"]))
     _restore(master, state, alive)
     master.store.orphans -= {run.slot for run in master.runs}
     return True
@@ -193,22 +194,7 @@ def _of_address(sock: socket.socket, entry: dict[str, Any], mine: dict[int, sock
 def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
     """A generation that was started in the moment in which the master died is not in the journal. It would accept, and
     nobody would know of it: it is found by the queue that it was given."""
-    # What others hold they hold rightly: it proves nothing.
-    cookies = {
-        cookie
-        for entry in state["outlets"]
-        if entry["mode"] == KERNEL
-        for cookie in entry["cookies"].values()
-        if cookie not in entry.get("lent", ())
-    }
-    ports = {int(entry["address"].rpartition(":")[2]) for entry in state["outlets"] if entry["mode"] == KERNEL}
-    queues = {
-        seen.inode
-        for port in ports
-        for type in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
-        for seen in bound(port, type)
-        if seen.cookie in cookies
-    }
+    queues = _queues(state)
     family = {relative for pid in known for relative in members(pid)}
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()] if queues else []:
         if pid in family or pid == os.getpid():
@@ -229,6 +215,28 @@ def _was_started_by_a_master(pid: int) -> bool:
             return f"\0{environment.GENERATION}=".encode() in b"\0" + file.read()
     except OSError:
         return False  # it has ended, or is another user's: none that we started
+
+
+def _queues(state: dict[str, Any]) -> set[int]:
+    """The inodes of the sockets that generations alone were given. What others hold they hold rightly: it proves nothing."""
+    kernel = [entry for entry in state["outlets"] if entry["mode"] == KERNEL]
+    cookies = {
+        cookie for entry in kernel for cookie in entry["cookies"].values() if cookie not in entry.get("lent", ())
+    }
+    found = {
+        seen.inode
+        for port in {int(entry["address"].rpartition(":")[2]) for entry in kernel}
+        for type in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+        for seen in bound(port, type)
+        if seen.cookie in cookies
+    }
+    for entry in state["outlets"]:
+        if entry["mode"] == RENAME:
+            public = entry["address"].removeprefix("unix:")
+            for slot in range(state["slots"]):
+                name = os.fsencode(private_name(public, slot))
+                found.update(seen.inode for seen in unix_connections(name, (LISTEN,)))
+    return found
 
 
 def living(state: dict[str, Any]) -> dict[int, list[Process]]:
@@ -282,6 +290,8 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
         for process in processes:
             run.adopt(process, leaving=process.pid in entry.get("leaving", ()))
         master.runs.append(run)
+    if not master.runs:
+        return
     current = next((run for run in master.runs if run.number == state["current"]), None)
     serving = [run for run in master.runs if run.state not in (STARTING, CANARY)]
     master.current = current or max(serving or master.runs, key=lambda run: run.number)
@@ -291,9 +301,11 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
         if run is master.current:
             continue
         if run.state in (STARTING, CANARY):
-            master.say(f"{run} was not yet serving: it is ended")
-            run.kill()
-            master.discard(run)
+            # It may have users: a canary has, and as a master dies the kernel may give some to one that was not ready.
+            master.say(f"{run} was not serving yet when the master died: it finishes what it has, and ends")
+            if run.state == STARTING:
+                run.deaf.set("may never accept")
+            master.retire_now(run)
         elif run.state == KEPT and run.deadline is not None:
             master.keeper.keep(run, max(0.0, run.deadline - time.monotonic()))
         else:

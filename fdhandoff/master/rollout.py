@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from .master import Master
     from .outlet import Outlet
 
+#: In this order; ``check`` and ``canary`` only where they are asked for.
+STEPS = ("check", "start", "ready", "canary", "switch", "settle", "probation")
 # From this step on the new generation serves.
-SERVED_STEPS = ("settle", "probation")
+SERVED_STEPS = STEPS[STEPS.index("settle") :]
 
 _LOOK_SECONDS = 0.02
 _WATCH_SECONDS = 0.5
@@ -116,10 +118,12 @@ class Rollout:
 
     async def _canary(self) -> None:
         new = self.new
-        new.state, self.tried = CANARY, True
+        new.state = CANARY
         self.master.changed()
         for step in new.options.canary:
             self.enter(f"canary {step.share:.3g}")
+            self._check_new()
+            self.tried = True
             new.share, self.old.share = step.share, 1 - step.share
             for outlet in self.master.outlets:
                 outlet.choose(self.old.slot, new.slot, step.share)
@@ -279,6 +283,8 @@ class Rollout:
     # --- telling --------------------------------------------------------------------------------------------
 
     def enter(self, step: str) -> None:
+        """One of ``STEPS``, which may have a word more; empty at the end."""
+        assert not step or step.split()[0] in STEPS
         now = time.monotonic()
         if self.step:
             self.steps.append((self.step, now - self._step_began))
