@@ -315,7 +315,12 @@ class Loop:
         self._guests: dict[int, _Guest] = {}
         self._paused: dict[int, int] = {}
         # Lets an operator in when the process has run out of descriptors.
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            self._wake.close()
+            self._selector.close()
+            raise
         self._endpoints: dict[int, Endpoint] = {}
         self._selector.register(self._wake.fileno(), selectors.EVENT_READ, None)
         self._running = True

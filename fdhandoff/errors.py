@@ -8,6 +8,7 @@ or ``"unknown"``. The message is one sentence that says what happened and, where
 
 from __future__ import annotations
 
+import errno as numbers
 import os
 
 TYPE_CHECKING = False
@@ -201,7 +202,7 @@ class SystemCallError(HandoffError, OSError):
 
     def __init__(self, call: str, errno: int, *, doing: str = "", serving: str = UNKNOWN) -> None:
         what = f"{doing}: " if doing else ""
-        HandoffError.__init__(self, f"{what}{call} failed: {os.strerror(errno)}", serving=serving)
+        HandoffError.__init__(self, f"{what}{call} failed: {_reason(errno, os.strerror(errno))}", serving=serving)
         self.call = call
         self.errno = errno
         self.strerror = os.strerror(errno)
@@ -211,3 +212,17 @@ class SystemCallError(HandoffError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def sentence(error: BaseException) -> str:
+    """What ``error`` says, for a person: of a plain ``OSError`` the file and the reason, not its number."""
+    if not isinstance(error, OSError) or isinstance(error, HandoffError) or error.errno is None:
+        return str(error)
+    what = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    return what + _reason(error.errno, error.strerror or os.strerror(error.errno))
+
+
+def _reason(number: int, reason: str) -> str:
+    if number == numbers.EMFILE:
+        return f"{reason}: raise the open-files limit of this process (ulimit -n, LimitNOFILE=)"
+    return reason

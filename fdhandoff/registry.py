@@ -48,9 +48,16 @@ def obtain(path: str, *, mode: int = 0o600, group: int | str | None = None) -> E
     with _lock:
         key = _key(path)
         if key not in _endpoints:
-            sock = bind_control(path, mode, group)
+            was_running = _loop is not None
+            loop = _running()  # first: who has bound must be able to answer
+            try:
+                sock = bind_control(path, mode, group)
+            except BaseException:
+                if not was_running:
+                    _rest()
+                raise
             _endpoints[key] = Endpoint(os.path.abspath(path), sock, identity(path))
-            _running().add(_endpoints[key])
+            loop.add(_endpoints[key])
         return _endpoints[key]
 
 
@@ -119,10 +126,12 @@ def _drop(path: str, *, unlink: bool) -> None:
         if endpoint is None:
             return
         _running().remove(endpoint)
-        if unlink:
-            unlink_control(endpoint.path, endpoint.socket, endpoint.identity)
-        endpoint.socket.close()
-        _rest()
+        _rest()  # before the name goes: that takes a descriptor, and there may be none left
+        try:
+            if unlink:
+                unlink_control(endpoint.path, endpoint.socket, endpoint.identity)
+        finally:
+            endpoint.socket.close()
 
 
 def _at_exit() -> None:

@@ -62,12 +62,12 @@ def guarded(verb: str, work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return SIGNALLED + 13
     except Exception as error:
-        from ..errors import HandoffError
+        from ..errors import HandoffError, sentence
 
         if not isinstance(error, HandoffError):
             if not isinstance(error, (OSError, ImportError)):
                 raise
-            say(str(error))
+            say(sentence(error))
             return SYSTEM
         say(str(error))
         return code_of(error)

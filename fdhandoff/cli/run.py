@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 from functools import partial
 
-from ..errors import HandoffError
+from ..errors import HandoffError, sentence
 from ..master.config import SETTINGS, Configuration
 from .arguments import Parser, checked
 from .outcome import OWN_FAILURE, Failure, UsageError
@@ -77,6 +78,10 @@ def run(options: Namespace) -> int:
         raise UsageError(f"there is no file {error.filename}") from None
     except ValueError as error:
         raise UsageError(str(error)) from None
+    except OSError as error:
+        if isinstance(error, HandoffError) or error.errno in (errno.EMFILE, errno.ENFILE):
+            raise Failure(sentence(error), OWN_FAILURE) from error
+        raise UsageError(sentence(error)) from None
     except HandoffError as error:
         raise Failure(str(error), OWN_FAILURE) from error
     if options.own_process:

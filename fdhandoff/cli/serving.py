@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import HandoffError, SystemCallError
+from ..errors import HandoffError, SystemCallError, sentence
 from ..master.config import Configuration
 from ..master.toml import Reader, parse_elsewhere
 from ..system import environment
@@ -33,7 +33,7 @@ def serve(configuration: Configuration) -> int:
     except HandoffError as error:
         raise Failure(str(error), _code(error)) from error
     except (OSError, ValueError) as error:
-        raise Failure(str(error), OWN_FAILURE) from error
+        raise Failure(sentence(error), OWN_FAILURE) from error
 
 
 def _code(error: HandoffError) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
-from ..errors import OLD, HandoffError
+from ..errors import OLD, HandoffError, SystemCallError
 from ..notation import dumps, loads
 
 TYPE_CHECKING = False
@@ -57,6 +58,8 @@ def read(path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise SystemCallError("open", error.errno, doing=f"reading the journal {path}", serving=OLD) from None
         raise HandoffError(f"the journal {path} can't be read ({error.strerror}): remove it", serving=OLD) from None
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)

@@ -9,10 +9,11 @@ import signal
 import sys
 import time
 from collections import deque
+from functools import partial
 
 from .. import __version__, control, registry
 from ..deadline import format_duration
-from ..errors import OLD, HandoffError, InProgress, SystemCallError, UpgradeError
+from ..errors import OLD, HandoffError, InProgress, SystemCallError, UpgradeError, sentence
 from ..signals import StopRequests
 from ..system.environment import connections_of
 from ..system.processes import become_subreaper, members, reap_all
@@ -208,22 +209,30 @@ class Master:
             signal.signal(number, handler)
         if self._ear is not None:
             self.loop.forget(self._ear.fileno())
+        # First, so that what follows has descriptors, if it was for want of them that nothing could be started.
+        self.store.close()
+        for outlet in self.outlets:
+            self._undo(partial(outlet.close, unlink=True))
         if self.endpoint is not None and self.options.path is not None:
             if self._journal_is_ours:
-                journal.remove(journal.path_of(self.endpoint.path))
-            registry.remove(self.options.path)
+                self._undo(partial(journal.remove, journal.path_of(self.endpoint.path)))
+            self._undo(partial(registry.remove, self.options.path))
             if os.path.isdir(connections_of(self.options.path)):
                 from ..heir import remove_directory
 
-                remove_directory(connections_of(self.options.path))
+                self._undo(partial(remove_directory, connections_of(self.options.path)))
         if self.health is not None:
-            self.health.close()
-        self.store.close()
-        for outlet in self.outlets:
-            outlet.close(unlink=True)
+            self._undo(self.health.close)
         self.announcer.close()
         self.ears.close()
         self.loop.close()
+
+    def _undo(self, what: Callable[[], object]) -> None:
+        """At the end nothing is left to be saved: what can't be removed is said, and the rest is."""
+        try:
+            what()
+        except (HandoffError, OSError) as error:
+            self.say(f"something is left behind: {sentence(error)}")
 
     async def _begin(self) -> None:
         """The first generation: if it can't serve, its exit status is ours."""
@@ -236,8 +245,9 @@ class Master:
             rollout = Rollout(self, run, run)
             await rollout._start()
         except (HandoffError, OSError, ValueError) as error:
-            self.say(f"{run} could not be started: {error}")
-            self.announcer.failed(f"{run} could not be started: {error}")
+            why = f"{run} could not be started: {sentence(error)}"
+            self.say(why)
+            self.announcer.failed(why)
             self.ending.exit_status = _status_of(run, error)
             run.kill()
             await run.ended
@@ -369,7 +379,7 @@ class Master:
             self.options = before
             if isinstance(error, (HandoffError, OSError, ValueError)):
                 self.failures += 1
-                self.say(f"upgrade to {rollout.new} failed: {error}; {rollout.old} serves")
+                self.say(f"upgrade to {rollout.new} failed: {sentence(error)}; {rollout.old} serves")
             raise
         else:
             change.done()
@@ -408,7 +418,7 @@ class Master:
         except HandoffError as error:
             self.say(f"no upgrade: {error}")
         except (OSError, ValueError) as error:
-            self.say(f"no upgrade: the configuration can't be read: {error}")
+            self.say(f"no upgrade: the configuration can't be read: {sentence(error)}")
 
     def switched_to(self, run: Run) -> None:
         """New connections go to another generation from now on: whoever asked to be told is. What becomes of that changes
@@ -512,7 +522,7 @@ class Master:
             else:
                 self.see_off(run, run.remove_worker())
         except (HandoffError, OSError, ValueError) as error:
-            self.say(f"the number of workers stays: {error}")
+            self.say(f"the number of workers stays: {sentence(error)}")
             return
         self.more_workers += more
         self.changed()

@@ -247,8 +247,12 @@ def read_env_file(path: str) -> dict[str, str]:
     """``NAME=value`` lines; blank ones and ``#`` comments are skipped, quotes around a value are taken off. ``ValueError`` with
     the line that is none."""
     found: dict[str, str] = {}
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode()
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}, line {number}: {raw[:40]!r} is not text in UTF-8") from None
             text = line.strip()
             if not text or text.startswith("#"):
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import OLD, HandoffError, SystemCallError
+from ..errors import OLD, HandoffError, SystemCallError, sentence
 from ..system.process import find_program
 from .listeners import match
 from .readiness import run_command
@@ -28,7 +28,7 @@ async def preflight(master: Master, reply: Reply) -> None:
     try:
         await _look(master, note)
     except (HandoffError, OSError, ValueError) as error:
-        note("preflight", str(error), False)
+        note("preflight", sentence(error), False)
     failed = [check for check in checks if not check["ok"]]
     if failed:
         reply.fail("preflight", "; ".join(str(check["detail"]) for check in failed), serving=OLD, checks=checks)
@@ -42,7 +42,7 @@ async def _look(master: Master, note: Any) -> None:
     try:
         options = master.configure()
     except (HandoffError, OSError, ValueError) as error:
-        note("configuration", str(error), False)
+        note("configuration", sentence(error), False)
         return
     note("configuration", options.config or "the command line")
     pairs, removed = match(master.outlets, options.binds)

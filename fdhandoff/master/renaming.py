@@ -7,7 +7,7 @@ import socket
 
 from ..errors import PathError
 from ..system.connections import unix_connections_of, unix_queue
-from ..system.paths import unlink_control
+from ..system.paths import PATH_MAX, unlink_control
 from ..system.sockets import bind, parse_bind
 from ..system.switch import hung_up
 from .outlet import LOST, RENAME, Outlet
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from ..system.sockets import BindSpec
+
+# Behind it come a number and a word, as in .12.kept.
+_PUBLIC_MAX = PATH_MAX - 10
 
 
 class RenameOutlet(Outlet):
@@ -28,6 +31,12 @@ class RenameOutlet(Outlet):
         self.name = name
         self._spec = spec
         self._public = os.fsdecode(spec.path)
+        if len(spec.path) > _PUBLIC_MAX:
+            raise PathError(
+                f"{self._public} has {len(spec.path)} bytes, and {_PUBLIC_MAX} leave room for the names that its generations "
+                "have beside it: choose a shorter one, or use --switch shared",
+                path=self._public,
+            )
         self.address = f"unix:{self._public}"
         self.host = "localhost"
         self.probed = True

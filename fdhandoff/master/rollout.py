@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ..deadline import format_duration
-from ..errors import OLD, Aborted, HandoffError, NotReady, RolledBack, SuccessorDied, UpgradeError
+from ..errors import OLD, Aborted, HandoffError, NotReady, RolledBack, SuccessorDied, UpgradeError, sentence
 from ..system.notify import NotifyListener
 from .drain import HALF_OPEN_SECONDS, serve_waiting
 from .options import SHARED
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .master import Master
     from .outlet import Outlet
 
-#: In this order; ``check`` and ``canary`` only where they are asked for.
-STEPS = ("check", "start", "ready", "canary", "switch", "settle", "probation")
+#: In this order; ``check``, ``pre-start`` and ``canary`` only where they are asked for.
+STEPS = ("check", "pre-start", "start", "ready", "canary", "switch", "settle", "probation")
 # From this step on the new generation serves.
 SERVED_STEPS = STEPS[STEPS.index("settle") :]
 
@@ -267,7 +267,7 @@ class Rollout:
         master.current = old
         if self.switched:
             master.switched_to(old)
-        reason = str(error) if isinstance(error, (HandoffError, OSError, ValueError)) else type(error).__name__
+        reason = sentence(error) if isinstance(error, (HandoffError, OSError, ValueError)) else type(error).__name__
         self._end("rolled back" if had_users else "failed", reason)
         if had_users and new.alive and not new.died.done:
             master.retire_now(new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import OLD, HandoffError, InProgress, UpgradeError
+from ..errors import OLD, HandoffError, InProgress, UpgradeError, sentence
 from .keeping import roll_back
 from .options import forbid_canary, parse_canary, parse_release
 from .preflight import preflight
@@ -42,7 +42,7 @@ def _in_loop(master: Master, verb: Verb) -> Callable[[dict[str, Any], Reply], No
             except HandoffError as error:
                 reply.fail(type(error).__name__, str(error), serving=error.serving)
             except (OSError, ValueError) as error:
-                reply.fail("refused", str(error), serving=OLD)
+                reply.fail("refused", sentence(error), serving=OLD)
 
         master.loop.call(answer)
 
@@ -82,7 +82,7 @@ def _upgrade(master: Master, body: dict[str, Any], reply: Reply) -> None:
         else:
             reply.fail(
                 type(task.error).__name__,
-                str(task.error),
+                sentence(task.error),
                 serving=OLD,
                 upgrade=rollout.summary(),
             )

@@ -8,9 +8,9 @@ happens between two system calls; at ``in STEP`` only the upgrade waits, and the
 from __future__ import annotations
 
 import os
-import runpy
 import socket
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,10 +56,12 @@ def around(owner: Any, name: str, before: str, after: str) -> None:
 
 
 def before(owner: Any, name: str, edge: str, loop_of: Callable[..., Any]) -> None:
+    """``edge`` may have ``{word}`` in it: the last of the second argument, a command."""
     original: Callable[..., Any] = getattr(owner, name)
 
     async def trapped(*arguments: Any, **more: Any) -> Any:
-        await wait(loop_of(*arguments), edge)
+        word = str(arguments[1]).split()[-1] if "{word}" in edge else ""
+        await wait(loop_of(*arguments), edge.replace("{word}", word))
         return await original(*arguments, **more)
 
     setattr(owner, name, trapped)
@@ -76,7 +78,7 @@ def set_traps() -> None:
         enter(self, step)
 
     rollout.Rollout.enter = trapped_enter  # type: ignore[method-assign]
-    before(rollout, "run_command", "in check", lambda loop, *_: loop)
+    before(rollout, "run_command", "in {word}", lambda loop, *_: loop)
     before(rollout, "await_ready", "in ready", lambda loop, *_: loop)
     for step in ("canary", "settle", "probation"):
         before(rollout.Rollout, f"_{step}", f"in {step}", lambda self: self.master.loop)
@@ -90,7 +92,6 @@ def set_traps() -> None:
 
 
 if __name__ == "__main__":
-    package = sys.argv[1]
-    del sys.argv[1]
     set_traps()
-    runpy.run_module(package, run_name="__main__", alter_sys=True)
+    # With the words as an argument it stays in this interpreter, where the traps are.
+    sys.exit(import_module(f"{sys.argv[1]}.cli").main(sys.argv[2:]))

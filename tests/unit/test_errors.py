@@ -27,6 +27,7 @@ from fdhandoff.errors import (
     Unconfirmed,
     UpgradeError,
     VersionMismatch,
+    sentence,
 )
 
 EVERY = [thing for thing in vars(errors).values() if isinstance(thing, type) and issubclass(thing, HandoffError)]
@@ -99,11 +100,20 @@ def test_a_failed_system_call_is_an_os_error_with_the_call_and_the_number() -> N
     assert error.strerror == os.strerror(errno.EMFILE)
     assert error.call == "accept4"
     assert error.serving == OLD
-    assert str(error) == f"taking connections: accept4 failed: {os.strerror(errno.EMFILE)}"
+    assert str(error).startswith(f"taking connections: accept4 failed: {os.strerror(errno.EMFILE)}: raise the ")
 
 
 def test_a_failed_system_call_needs_no_occasion() -> None:
     assert str(SystemCallError("bind", errno.EADDRINUSE)) == f"bind failed: {os.strerror(errno.EADDRINUSE)}"
+
+
+def test_what_the_system_says_of_a_file_is_a_sentence_without_numbers() -> None:
+    absent = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/run/app")
+    assert sentence(absent) == f"/run/app: {os.strerror(errno.ENOENT)}"
+    assert sentence(OSError(errno.EMFILE, os.strerror(errno.EMFILE))).endswith("(ulimit -n, LimitNOFILE=)")
+    assert sentence(OSError("in its own words")) == "in its own words"
+    assert sentence(SystemCallError("bind", errno.EADDRINUSE)) == f"bind failed: {os.strerror(errno.EADDRINUSE)}"
+    assert sentence(ValueError("no number")) == "no number"
 
 
 def test_a_refusal_carries_the_protocol_s_word() -> None:

@@ -33,24 +33,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CLIENTS = 2
-OPTIONS = ("--check", "true", "--canary", "50%:50ms", "--settle", "0.05", "--probation", "0.1")
+# The commands do nothing, and are told apart by their last word.
+COMMANDS = ("--check", "test check", "--pre-start", "test pre-start")
+QUICK = ("--settle", "0.05", "--probation", "0.1")
+OPTIONS = (*COMMANDS, "--canary", "50%:50ms", *QUICK)
 
 #: Every edge of a start and of an upgrade, in the order in which the master comes to them.
 START = (
-    "choose",
-    "chosen",
-    "journal",
-    "journaled",
-    "spawned",
-    "journal",
-    "journaled",
-    "enter ready",
-    "in ready",
-    "journal",
-    "journaled",
-)
+    "choose", "chosen", "journal", "journaled",
+    "enter pre-start", "in pre-start",
+    "enter start", "spawned", "journal", "journaled",
+    "enter ready", "in ready", "journal", "journaled",
+)  # fmt: skip
 BEFORE_THE_SWITCH = (
     "enter check", "in check",
+    "enter pre-start", "in pre-start",
     "enter start", "spawned", "journal", "journaled",
     "enter ready", "in ready",
     "in canary", "journal", "journaled", "enter canary", "choose", "chosen",
@@ -71,6 +68,7 @@ DRAIN = "drain"  # what the old generation does when the upgrade is over
 #: Where a step can be stopped: where it begins, and for those that wait for something while it waits.
 PLACES = {
     "check": ("enter check", "in check"),
+    "pre-start": ("enter pre-start", "in pre-start"),
     "start": ("enter start",),
     "ready": ("enter ready", "in ready"),
     "canary": ("in canary", "enter canary"),
@@ -80,7 +78,7 @@ PLACES = {
     DRAIN: ("in drain",),
 }
 # Where the new generation does not live yet, and where no user can have reached it.
-BEFORE_IT_IS_STARTED = (*PLACES["check"], *PLACES["start"])
+BEFORE_IT_IS_STARTED = (*PLACES["check"], *PLACES["pre-start"], *PLACES["start"])
 BEFORE_IT_HAS_USERS = (*BEFORE_IT_IS_STARTED, *PLACES["ready"], *PLACES["canary"])
 
 
@@ -109,7 +107,7 @@ class Scene:
 
     def run_at(self, public: str, *, trapped: bool = False) -> Service:
         """With a Unix socket."""
-        return self.run("--check", "true", *OPTIONS[4:], bind=f"unix:{public}", trapped=trapped)
+        return self.run(*COMMANDS, *QUICK, bind=f"unix:{public}", trapped=trapped)
 
     def family(self) -> set[int]:
         """Every process of the service, wherever it hangs."""
