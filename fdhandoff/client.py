@@ -62,7 +62,9 @@ def ask(
         owner = peer(connection.sock)
         if owner.uid not in {os.geteuid(), 0, *allow_uids}:
             raise PeerUntrusted(
-                f"the owner at {path} runs as uid {owner.uid}, which is not trusted here", serving=UNKNOWN
+                f"the owner at {path} runs as uid {owner.uid}, which is not trusted here: ask as that user, or say that it "
+                f"is (--allow-uid {owner.uid})",
+                serving=UNKNOWN,
             )
         request = Request(
             min_version=VERSION_MIN,

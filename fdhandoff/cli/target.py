@@ -44,7 +44,10 @@ def chosen_target(options: argparse.Namespace) -> str:
     if sum(value is not None for value in (options.path, options.named_path, options.name, options.pid)) != 1:
         raise UsageError("say which service: a handoff PATH, --name NAME or --pid PID")
     if options.pid is not None:
-        return find(options.pid)
+        # Who names a process means it, whoever runs it, and root may: then the answer must come from that very user.
+        named = owner_of(options.pid) if os.geteuid() == 0 else None
+        options.allow_uid = [*options.allow_uid, *([] if named is None else [named])]
+        return find(options.pid, options.allow_uid)
     if options.named_path is not None:
         options.path = options.named_path
     return chosen_path(options, create=False)
