@@ -141,13 +141,14 @@ def _plan(options: Namespace) -> Plan:
             texts = [text for text, _ in one] if setting.repeat else [one[0]]
             words += [f"--{setting.name}={text}" for text in texts]
     if options.kind == "kubernetes":
-        from ..supervisors.kubernetes import HEALTH, PRE_STOP_SECONDS
+        from ..supervisors.kubernetes import HEALTH, PRE_STOP_DELAY
 
         # What a pod can't do without.
-        for name, value in (("health", HEALTH), ("pre_stop_delay", PRE_STOP_SECONDS)):
-            if name not in values:
-                values[name] = value
-                words.append(f"--{name.replace('_', '-')}={value}")
+        for setting in _settings():
+            text = {"health": HEALTH, "pre-stop-delay": PRE_STOP_DELAY}.get(setting.name)
+            if text is not None and setting.attribute not in values:
+                values[setting.attribute] = setting.read(text)
+                words.append(f"--{setting.name}={text}")
     read = Options(command, **values)
     words += _as_user(options)
     return Plan(

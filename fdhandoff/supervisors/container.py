@@ -39,4 +39,15 @@ def _user(plan: Plan) -> str:
 
 def _start(plan: Plan) -> list[str]:
     """Longer than the service may take to stop: the default, 10 s, would kill it while it drains."""
-    return ["podman", "run", "--detach", "--name", plan.name, "--stop-timeout", str(plan.stop_seconds), plan.name]
+    ports = [word for kind, number in plan.ports() for word in ("--publish", f"{number}:{number}/{kind}")]
+    return [
+        "podman",
+        "run",
+        "--detach",
+        "--name",
+        plan.name,
+        "--stop-timeout",
+        str(plan.stop_seconds),
+        *ports,
+        plan.name,
+    ]

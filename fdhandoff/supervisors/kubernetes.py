@@ -22,7 +22,7 @@ _LOOK_SECONDS = 2
 # Where the master answers who asks whether the pod is ready, unless something else was said.
 HEALTH = ":8086"
 # The cluster's routing hears of a pod that is no longer ready some seconds later.
-PRE_STOP_SECONDS = 5.0
+PRE_STOP_DELAY = "5s"
 
 
 def files(plan: Plan) -> list[File]:
@@ -60,7 +60,7 @@ def _pod(plan: Plan, words: list[str]) -> dict[str, Any]:
                 # $(NAME) would be replaced.
                 "command": [word.replace("$", "$$") for word in words],
                 "env": [{"name": "FDHANDOFF_RUNTIME_DIR", "value": "/run/fdhandoff"}],
-                "ports": _ports(plan),
+                "ports": [{"containerPort": number, "protocol": kind.upper()} for kind, number in plan.ports()],
                 "readinessProbe": _probe(plan, "/ready"),
                 "livenessProbe": _probe(plan, "/live"),
                 "lifecycle": {"preStop": {"exec": {"command": plan.verb("drain", "--wait")}}},
@@ -80,17 +80,6 @@ def _security(plan: Plan) -> dict[str, Any]:
     if plan.user:
         security["runAsNonRoot"] = plan.user != "0"
     return security
-
-
-def _ports(plan: Plan) -> list[dict[str, Any]]:
-    found = []
-    for text in plan.options.binds:
-        bind = parse_bind(text)
-        if bind.kind in ("tcp", "udp"):
-            if not bind.port:
-                raise ValueError(f"{text} has no port that the pod could name: say one")
-            found.append({"containerPort": bind.port, "protocol": bind.kind.upper()})
-    return found
 
 
 def _probe(plan: Plan, path: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import os
 import re
 import shlex
 
+from ..system.sockets import parse_bind
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,6 +92,17 @@ class Plan:
         """Another verb for the same service, by root or its own user."""
         target = ["--path", self.options.path] if self.options.path else ["--name", self.name]
         return [*self.program, verb, *target, *more]
+
+    def ports(self) -> list[tuple[str, int]]:
+        """``tcp`` or ``udp``, and the number. ``ValueError`` for one that only the kernel would choose."""
+        found = []
+        for text in self.options.binds:
+            bind = parse_bind(text)
+            if bind.kind in ("tcp", "udp"):
+                if not bind.port:
+                    raise ValueError(f"{text} has no port that others could be told: say one")
+                found.append((bind.kind, bind.port))
+        return found
 
     @property
     def stop_seconds(self) -> int:

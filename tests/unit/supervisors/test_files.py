@@ -344,7 +344,7 @@ def test_the_manifest_is_one(health: list[str], user: list[str], capsys: pytest.
     for probe, path in (("readinessProbe", "/ready"), ("livenessProbe", "/live")):
         assert container[probe]["httpGet"] == {"path": path, "port": 8086 if not health else 9000}
     assert ("--health=:8086" in container["command"]) is not bool(health)
-    assert "--pre-stop-delay=5.0" in container["command"], "until the routing has heard"
+    assert "--pre-stop-delay=5s" in container["command"], "until the routing has heard"
     assert pod["terminationGracePeriodSeconds"] == 50
     assert pod["securityContext"].get("runAsUser") == (1000 if user else None)
 
