@@ -33,8 +33,7 @@ retry=TERM/{plan.stop_seconds}/KILL/5
 extra_started_commands="reload"
 
 depend() {{
-    need net
-    use logger
+    use net logger
 }}
 
 reload() {{

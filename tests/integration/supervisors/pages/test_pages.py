@@ -10,7 +10,7 @@ import sysconfig
 import threading
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate
 import pytest
@@ -19,7 +19,7 @@ import yaml
 from ....conftest import needs, needs_that
 from ...cli import free_port, wait_for
 from ..containers import Container, Containers, cli
-from ..systemd import Bed
+from ..systemd import CACHE, Bed, Load
 from . import DOCS, blocks, follow
 
 if TYPE_CHECKING:
@@ -61,6 +61,55 @@ def test_circus(bed: Bed) -> None:
         bed.inside("ln", "-s", str(there), f"/usr/local/bin/{name}")
     follow("how-to/supervisors/circus.md", bed)
     assert left(bed) == ""
+
+
+def openrc(bed: Bed) -> None:
+    """Laid over the throw-away root, which it did not boot: the directories that it makes then are made here."""
+    tree = CACHE / "openrc"
+    if not tree.is_dir():
+        pytest.skip(f"OpenRC is not in {CACHE}: .ci/openrc-tree fetches it where Debian's mirror can be reached")
+    shutil.copytree(tree, bed.shared / "tree", symlinks=True)
+    states = "starting started stopping inactive wasinactive failed hotplugged daemons options exclusive scheduled init.d tmp"
+    bed.inside(
+        "bash", "-c", f"tar -C {shlex.quote(str(bed.shared / 'tree'))} -c . | tar -C / -x --keep-directory-symlink; ldconfig; "
+        f"cd /; for name in {states}; do mkdir -p /run/openrc/$name; done; touch /run/openrc/softlevel",
+    )  # fmt: skip
+
+
+def test_openrc(bed: Bed) -> None:
+    openrc(bed)
+    follow("how-to/supervisors/openrc.md", bed)
+    assert left(bed) == ""
+
+
+def test_openrc_starts_a_killed_master_again_and_nobody_notices(bed: Bed) -> None:
+    openrc(bed)
+    server = bed.program()
+    bed.cli(
+        "unit", "openrc", "--name", "web", "--bind", "http=127.0.0.1:8000", "--settle", "0.1", "--probation", "0.3",
+        "--program", "/usr/local/bin/fdhandoff-cli", "--output", "/etc/init.d", "--", str(server),
+    )  # fmt: skip
+    bed.inside("rc-service", "web", "start")
+    first = wait_for(lambda: status(bed).get("pid"), "the service")
+    wait_for(lambda: status(bed).get("state") == "serving", "the first generation")
+    with Load(bed, ("127.0.0.1", 8000), 2) as load:
+        for number in range(2, 7):
+            bed.inside("rc-service", "web", "reload")
+            load.heard(number)
+        assert status(bed)["pid"] == first
+        bed.inside("kill", "-KILL", str(first))
+        wait_for(lambda: status(bed).get("pid") not in (None, first), "another master")
+        bed.inside("rc-service", "web", "reload")
+        load.heard(7)
+        load.end()
+    assert not load.failures
+    bed.inside("rc-service", "web", "stop")
+    assert left(bed) == ""
+
+
+def status(bed: Bed) -> dict[str, Any]:
+    done = bed.cli("status", "--name", "web", "--json", check=False)
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
 
 
 # --- where this machine is not: what is to be built or applied elsewhere is run by hand here, in real containers -------
