@@ -18,7 +18,7 @@ from .arguments import Parser, add_json, add_users, duration
 from .outcome import NOTHING, REFUSED, Failure, UsageError, code_of
 from .release import add_release, release_named
 from .target import find, owner_of
-from .upgrade import Progress
+from .upgrade import Progress, explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def run(options: Namespace) -> int:
         with deployment.alone():
             answer = deployment.deploy()
     except HandoffError as error:
-        if not options.json:
-            raise
         facts = error.answer if isinstance(error, PeerRefused) else {}
+        if not options.json:
+            return explain(error, facts)
         result = (facts.get("upgrade") or {}).get("result", "failed")
         print(json.dumps({"schema": 1, "result": result, "serving": error.serving, "error": str(error), **facts}))
         return code_of(error)

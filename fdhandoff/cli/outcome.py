@@ -37,6 +37,8 @@ class Failure(Exception):
 
 def say(sentence: str) -> None:
     """One line on standard error, by its own name; nobody may be listening there any more."""
+    if sys.stderr is None:  # we were started without one
+        return
     try:
         sys.stderr.write(f"{PROGRAM}: {sentence}\n")
         sys.stderr.flush()

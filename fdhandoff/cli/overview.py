@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SHOWN_ENDED = 3
+_SHOWN_LINES = 5
 _INDENT = 14
 
 _STATES = {
@@ -128,5 +129,6 @@ def last_upgrade(last: dict[str, Any] | None, now: float) -> list[str]:
     lines = [text]
     if last.get("reason"):
         lines.append(str(last["reason"]))
+    lines += [f"| {line}" for line in (last.get("last_lines") or ())[-_SHOWN_LINES:]]
     steps = ", ".join(f"{step['step']} {format_duration(step['seconds'])}" for step in last.get("steps") or ())
     return [*lines, steps] if steps else lines

@@ -8,6 +8,7 @@ from functools import partial
 
 from ..errors import HandoffError, sentence
 from ..master.config import SETTINGS, Configuration
+from ..system.fds import open_standard
 from .arguments import Parser, checked
 from .outcome import OWN_FAILURE, Failure, UsageError
 from .serving import path_of, serve
@@ -40,6 +41,12 @@ wasn't found.
 
 def arguments(parser: Parser) -> None:
     for setting in SETTINGS:
+        if setting.flag:
+            parser.add_argument(
+                f"--{setting.name}", dest=setting.name, action="store_const", const="true", default=argparse.SUPPRESS,
+                help=f"{setting.help} ({setting.default})",
+            )  # fmt: skip
+            continue
         parser.add_argument(
             f"--{setting.name}",
             dest=setting.name,
@@ -69,6 +76,7 @@ def help_of(text: str, default: str, example: str, *, repeat: bool = False) -> s
 
 
 def run(options: Namespace) -> int:
+    open_standard()
     names = {setting.name for setting in SETTINGS}
     given = {name: value for name, value in vars(options).items() if name in names}
     configuration = Configuration(options.command or [], given, options.config, path_of)

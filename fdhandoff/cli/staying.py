@@ -43,7 +43,7 @@ def stay(configuration: Configuration) -> None:
     with open(memory, "wb", closefd=False) as file:
         marshal.dump(handed, file)
     os.environ[HANDED] = str(memory)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: we were started without it
         stream.flush()
     try:
         os.execv(  # noqa: S606 - no shell, on purpose

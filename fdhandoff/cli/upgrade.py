@@ -11,7 +11,7 @@ from ..deadline import format_duration
 from ..errors import HandoffError, PeerRefused
 from ..master.options import parse_canary
 from .arguments import Parser, add_json, add_users, checked, duration
-from .outcome import code_of
+from .outcome import code_of, say
 from .release import add_release, release_named
 from .target import add_target, chosen_target
 
@@ -99,7 +99,7 @@ def run(options: Namespace) -> int:
             return code_of(error)
         if progress is not None:
             progress.end()
-        raise
+        return explain(error, facts)
     if progress is not None:
         progress.end()
     print(json.dumps(answer) if options.json else _STEERING.get(verb) or summary(answer, options))
@@ -134,6 +134,24 @@ def summary(answer: dict[str, Any], options: argparse.Namespace) -> str:
     return f"upgraded from {what} in {took}"
 
 
+def explain(error: HandoffError, facts: dict[str, Any]) -> int:
+    """Says why there was no upgrade, and what the new generation wrote last: the exit code."""
+    say(str(error))
+    for line in last_lines(facts.get("upgrade") or {}):
+        print(line, file=sys.stderr)
+    return code_of(error)
+
+
+def last_lines(upgrade: dict[str, Any]) -> list[str]:
+    """What the new generation wrote last, marked as such, or where that can be found."""
+    lines, number = upgrade.get("last_lines", []), upgrade.get("to")
+    if lines is None:
+        return [
+            f"what generation {number} wrote is where the master's own output is (--last-lines keeps it for this place)"
+        ]
+    return [f"the last lines that generation {number} wrote:", *(f"  | {line}" for line in lines)] if lines else []
+
+
 class Progress:
     """Lines on standard error: one for each step, and on a terminal one that is redrawn while a step lasts."""
 
@@ -145,6 +163,8 @@ class Progress:
         kind = event.get("event")
         if kind == "check":
             self._write(f"{'ok' if event['ok'] else 'NO':>4}  {event['name']}: {event['detail']}")
+            for line in event.get("last_lines", ()):
+                self._write(f"      | {line}")
         elif event.get("step") and kind == "step":
             self._write(f"{event['seconds']:7.2f} s  {event['step']} (generation {event['generation']})")
         elif kind == "progress" and event.get("step"):

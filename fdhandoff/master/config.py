@@ -53,6 +53,18 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > 1000:
+        raise ValueError(f"{text!r} is not a number from 0 to 1000")
+    return int(text)
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
 def _descriptor(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not 0 <= int(text) < 2**20:
         raise ValueError(f"{text!r} is no descriptor: say its number")
@@ -98,9 +110,9 @@ def one_of(*words: str) -> Read:
 
 class Setting:
     """One option: the ``attribute`` of ``Options`` that it sets, and what ``--help`` and the reference say of it.
-    ``repeat``: a list of them."""
+    ``repeat``: a list of them. ``flag``: it takes no argument; in a file it is ``true`` or ``false``."""
 
-    __slots__ = ("attribute", "default", "example", "help", "metavar", "name", "read", "repeat")
+    __slots__ = ("attribute", "default", "example", "flag", "help", "metavar", "name", "read", "repeat")
 
     def __init__(
         self,
@@ -113,6 +125,7 @@ class Setting:
         *,
         attribute: str = "",
         repeat: bool = False,
+        flag: bool = False,
     ) -> None:
         self.name = name
         self.read = read
@@ -122,6 +135,7 @@ class Setting:
         self.help = help
         self.attribute = attribute or name.replace("-", "_")
         self.repeat = repeat
+        self.flag = flag
 
 
 SETTINGS = [
@@ -177,6 +191,10 @@ SETTINGS = [
     Setting("env-file", _text, "FILE", "none", "/etc/default/app", "NAME=VALUE lines, read again for each generation"),
     Setting("directory", _text, "DIRECTORY", "ours", "/srv/app/current",
             "working directory, looked up again for each generation"),
+    Setting("last-lines", _count, "N", "none on a terminal, else 20", "50",
+            "keep the last lines of a generation's standard error, which a failed upgrade shows; 0: the command gets our own"),
+    Setting("prefix", _truth, "", "lines pass untouched", "true",
+            "mark each line that a generation writes to standard output and error: [gen 3]", flag=True),
     Setting("health", _address, "ADDRESS", "none", "127.0.0.1:8001",
             "answer HTTP there: /ready is 200 while the service is to get traffic, else 503; /live is 200"),
     Setting("health-file", _text, "FILE", "none", "/run/app/ready", "a file that is there while /ready would be 200"),
@@ -287,6 +305,8 @@ def _command(value: object) -> list[str]:
 
 
 def _convert(setting: Setting, value: object) -> Any:
+    if setting.flag:
+        return setting.read(str(value).lower() if isinstance(value, bool) else _word(value))
     if not setting.repeat:
         return setting.read(_word(value))
     if setting.name == "env" and isinstance(value, dict):

@@ -87,6 +87,7 @@ async def roll_back(master: Master, reason: str) -> None:
         "steps": [{"step": "rollback", "seconds": seconds}],
         "at": time.time(),
         "lost": None,
+        "last_lines": [],
     }
     master.say(f"{reason}: {old} serves again instead of {bad}")
     master.changed()

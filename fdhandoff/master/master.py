@@ -27,6 +27,7 @@ from .listeners import Change, forbid_canary_on, open_all
 from .loop import Loop, Timer
 from .options import forbid_canary, release_of
 from .outlet import Outlet
+from .output import Output, end_all
 from .readiness import run_command
 from .report import describe
 from .rollout import Rollout
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 _HISTORY = 10
 _REAP_SECONDS = 30.0
+# How long our end may wait for whoever takes what was written last.
+_OUTPUT_SECONDS = 5.0
 
 
 class Master:
@@ -69,6 +72,7 @@ class Master:
         self.outlets: list[Outlet] = []
         self.current: Run | None = None
         self.runs: list[Run] = []
+        self.outputs: set[Output] = set()  # those with a relay, also of generations that have ended
         self.history: deque[dict[str, Any]] = deque(maxlen=_HISTORY)
         self.rollout: Rollout | None = None
         self.last_upgrade: dict[str, Any] | None = None
@@ -225,6 +229,7 @@ class Master:
             self._undo(self.health.close)
         self.announcer.close()
         self.ears.close()
+        end_all(self.outputs, _OUTPUT_SECONDS)
         self.loop.close()
 
     def _undo(self, what: Callable[[], object]) -> None:
@@ -292,9 +297,13 @@ class Master:
             sockets.append((outlet.name, outlet.give(slot)))
         run = Run(self.loop, self.numbers, slot, options, sockets, self.say, self.changed)
         run.release = release
+        run.output = self.output_of(run)
         run.workers = max(1, run.workers + self.more_workers)
         self.runs.append(run)
         return run
+
+    def output_of(self, run: Run) -> Output:
+        return Output(self.loop, run.number, run.options, self.say, self.outputs)
 
     def changed(self) -> None:
         """Something has changed that a new master must know, should this one die, or the supervisor."""

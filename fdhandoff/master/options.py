@@ -145,12 +145,14 @@ class Options:
         "health_file",
         "keep_old",
         "kill_after",
+        "last_lines",
         "max_draining",
         "name",
         "path",
         "post_switch",
         "pre_start",
         "pre_stop_delay",
+        "prefix",
         "probation",
         "ready",
         "ready_fd",
@@ -197,6 +199,8 @@ class Options:
         self.config = ""
         self.conventions: list[str] = []
         self.keep_old = 0.0
+        self.last_lines: int | None = None  # it depends on where our standard error leads
+        self.prefix = False
         self.restart_every: float | None = None
         self.worker_lifetime: float | None = None
         self.worker_memory: MemoryLimit | None = None

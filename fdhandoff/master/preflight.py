@@ -21,8 +21,8 @@ async def preflight(master: Master, reply: Reply) -> None:
     """Answers with ``checks``: ``name``, ``ok``, ``detail`` each."""
     checks: list[dict[str, Any]] = []
 
-    def note(name: str, detail: str, ok: bool = True) -> None:
-        checks.append({"name": name, "ok": ok, "detail": detail})
+    def note(name: str, detail: str, ok: bool = True, lines: list[str] | None = None) -> None:
+        checks.append({"name": name, "ok": ok, "detail": detail, **({"last_lines": lines} if lines else {})})
         reply.event({"event": "check", **checks[-1]})
 
     try:
@@ -56,8 +56,13 @@ async def _look(master: Master, note: Any) -> None:
     if options.post_switch:
         _program("post-switch", lambda: split_command(options.post_switch), run, note)
     if options.check:
-        failure = await run_command(master.loop, options.check, run, options.ready_timeout)
-        note("check", f"the check failed: {failure}" if failure else options.check, not failure)
+        run.output = master.output_of(run)
+        try:
+            failure = await run_command(master.loop, options.check, run, options.ready_timeout, told=True)
+            lines = await run.output.last_lines() if failure else None
+        finally:
+            run.output.finish()
+        note("check", f"the check failed: {failure}" if failure else options.check, not failure, lines)
 
 
 def _program(name: str, split: Callable[[], list[str]], run: Run, note: Any) -> None:

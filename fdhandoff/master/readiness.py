@@ -292,14 +292,18 @@ async def _notified(loop: Loop, run: Run | Newcomer, listener: NotifyListener, v
     return said.result()
 
 
-async def run_command(loop: Loop, text: str, run: Run, seconds: float, *unless: Future[Any]) -> str:
+async def run_command(loop: Loop, text: str, run: Run, seconds: float, *unless: Future[Any], told: bool = False) -> str:
     """Runs a command of the operator's to its end: empty when it exits 0, else what happened. It is given up after so many
-    seconds, or when one of ``unless`` is known. It has the environment of the generation, and no listener."""
+    seconds, or when one of ``unless`` is known. It has the environment of the generation, and no listener.
+    ``told``: what it writes is kept with what the generation writes."""
     try:
         environ = run.environ()
         environment.strip(environ)
         environ[environment.GENERATION] = str(run.number)
-        process = spawn(split_command(text), env=environ, cwd=run.options.directory or None, own_group=1)
+        streams = run.output.for_commands() if told and run.output is not None else {1: 1, 2: 2}
+        process = spawn(
+            split_command(text), fds={0: 0, **streams}, env=environ, cwd=run.options.directory or None, own_group=1
+        )
     except (HandoffError, OSError, ValueError) as error:
         return str(error)
     ended: Future[None] = Future()

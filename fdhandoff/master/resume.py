@@ -287,6 +287,7 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
         run.state, run.since, run.deadline = entry["state"], entry["since"], entry.get("deadline")
         run.workers = entry.get("workers", run.workers)
         run.release = entry.get("release", "")
+        run.output = master.output_of(run)
         for process in processes:
             run.adopt(process, leaving=process.pid in entry.get("leaving", ()))
         master.runs.append(run)
@@ -427,6 +428,11 @@ def exec_state(master: Master) -> tuple[dict[str, Any], list[int]]:
         else:
             entry["fds"] = {str(slot): sock.fileno() for slot, sock in outlet.sockets().items()}
             kept += entry["fds"].values()
+    for entry, run in zip(state["runs"], master.runs, strict=True):
+        found, fds = run.output.state() if run.output is not None else ({}, [])
+        if found:
+            entry["output"] = found
+            kept += fds
     if master.endpoint is not None:
         state["control"] = master.endpoint.socket.fileno()
         kept.append(state["control"])
@@ -454,6 +460,19 @@ def resume(master: Master, state: dict[str, Any]) -> None:
     if not alive:
         raise HandoffError("no generation outlived the upgrade of the master", serving="nobody")
     _restore(master, state, alive)
+    runs = {run.number: run for run in master.runs}
+    for entry in state["runs"]:
+        if "output" in entry:
+            _restore_output(entry["output"], runs.get(entry["number"]))
+
+
+def _restore_output(found: dict[str, Any], run: Run | None) -> None:
+    """Of a generation that lives, or that ended during the exec: then the relay writes what it left, and ends."""
+    if run is not None and run.output is not None:
+        run.output.restore(found, _find(found["relay"]))
+        return
+    for fd in (found["memory"], *found["readers"], *found["writers"]):
+        os.close(fd)
 
 
 def _outlet_of(entry: dict[str, Any], slots: int) -> Outlet:

@@ -52,6 +52,7 @@ class Rollout:
         self.result = ""
         self.reason = ""
         self._step_began = self.began
+        self.last_lines: list[str] | None = []  # of a new generation that failed; ``None`` where none are kept
         self.lost: dict[str, Any] | None = None  # with a new generation that died with users
         self._probes_failed = 0
         self._next_look = 0.0
@@ -68,7 +69,7 @@ class Rollout:
             if options.check:
                 self.enter("check")
                 failure = await self._unless_aborted(
-                    run_command(master.loop, options.check, new, options.ready_timeout)
+                    run_command(master.loop, options.check, new, options.ready_timeout, told=True)
                 )
                 if failure:
                     raise UpgradeError(f"the check of the new release failed: {failure}", serving=OLD)
@@ -82,6 +83,8 @@ class Rollout:
             await self._probation()
         except (Exception, Cancelled) as error:
             self._go_back(error)
+            if new.output is not None:
+                self.last_lines = await new.output.last_lines()
             raise
         new.state = SERVING
         new.watch_over()
@@ -93,7 +96,7 @@ class Rollout:
         if new.options.pre_start:
             self.enter("pre-start")
             failure = await self._unless_aborted(
-                run_command(loop, new.options.pre_start, new, new.options.ready_timeout)
+                run_command(loop, new.options.pre_start, new, new.options.ready_timeout, told=True)
             )
             if failure:
                 raise UpgradeError(f"the pre-start command did not let {new} start: {failure}", serving=OLD)
@@ -331,4 +334,5 @@ class Rollout:
             "at": self.at,
             "lost": self.lost,
             "release": self.new.release or None,
+            "last_lines": self.last_lines,
         }

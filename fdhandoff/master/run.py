@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .loop import Loop, Timer
     from .options import Options
+    from .output import Output
 
 STARTING = "starting"
 CANARY = "canary"
@@ -84,6 +85,7 @@ class Run:
         self._ends: dict[int, Future[str]] = {}  # of single processes, by pid, for whom somebody waits
         self._pending: list[Timer] = []
         self._notify_address = ""
+        self.output: Output | None = None  # ``None``: it writes where we do
 
     def __str__(self) -> str:
         return f"generation {self.number}"
@@ -142,7 +144,7 @@ class Run:
             self._start_one()
 
     def _start_one(self) -> None:
-        table = {0: 0, 1: 1, 2: 2}
+        table = {0: 0, 1: 1, 2: 2} if self.output is None else {0: 0, **self.output.streams()}
         table.update({environment.FIRST_FD + i: sock.fileno() for i, (_, sock) in enumerate(self.sockets)})
         process = spawn(
             self.command(),
@@ -303,6 +305,8 @@ class Run:
 
     def _finish(self) -> None:
         self.state = ENDED
+        if self.output is not None:
+            self.output.finish()
         self.ended.set(self.exit or Exit())
 
 

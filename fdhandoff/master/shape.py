@@ -20,8 +20,9 @@ _STATES = (STARTING, CANARY, SERVING, PROBATION, KEPT, DRAINING, STOPPING, ENDED
 _SLOTS_MAX = 20_000
 _PID_MAX = 1 << 22
 
-# A type, several of them, a list of one thing, or keys with what they hold; (keys, None) where there may be nothing. "key?"
-# may be missing: it came with a later release. "" stands for every key, a number; else what is not named is ignored.
+# A type, several of them, a list of one thing, or keys with what they hold; (one of these two, None) where there may be
+# nothing. "key?" may be missing: it came with a later release. "" stands for every key, a number; else what is not named is
+# ignored.
 _OPTIONS = {
     "directory": str,
     "conventions": [str],
@@ -41,6 +42,7 @@ _UPGRADE = {
     "steps?": [{"step": str, "seconds": _NUMBER}],
     "at?": (*_NUMBER, type(None)),
     "release?": (str, type(None)),
+    "last_lines?": ([str], None),
     "lost?": ({"connections": (int, type(None)), "seen": (*_NUMBER, type(None)), "rescued": int}, None),
 }
 _ENDED = {"number": int, "pids": [int], "state": str, "since": _NUMBER}
@@ -56,6 +58,7 @@ _RUN = {
     "release?": str,
     "leaving?": [int],
     "deadline?": (*_NUMBER, type(None)),
+    "output?": {"memory": int, "readers": [int], "writers": [int], "relay": [int], "prefix": str},
 }
 _OUTLET = {
     "mode": str,
@@ -102,13 +105,13 @@ def fault(state: Any, schema: int) -> str:
 
 def mismatch(value: Any, shape: Any, where: str = "") -> str:
     """How ``value`` differs from ``shape``, with the place; empty where it fits."""
+    if isinstance(shape, tuple) and isinstance(shape[0], (dict, list)):
+        return "" if value is None else mismatch(value, shape[0], where)
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"{where} is no list"
         found = (mismatch(item, shape[0], f"{where}[{place}]") for place, item in enumerate(value))
         return next(filter(None, found), "")
-    if isinstance(shape, tuple) and isinstance(shape[0], dict):
-        return "" if value is None else mismatch(value, shape[0], where)
     if isinstance(shape, dict):
         return _object_mismatch(value, shape, where)
     kinds = shape if isinstance(shape, tuple) else (shape,)
@@ -158,6 +161,7 @@ def _nonsense(state: dict[str, Any]) -> str:
             "slot": not 0 <= run["slot"] < slots,
             "state": run["state"] not in _STATES,
             "command": not run["command"],
+            "output": "output" in run and not _makes_sense(run["output"]),
             "processes": not all(len(one) == 2 and 0 < one[0] <= _PID_MAX for one in run["processes"]),
             "options": (bool(signal_name) and signal_name not in signal.Signals.__members__)
             or any(isinstance(value, _NUMBER) and value < 0 for value in run.get("options", {}).values()),
@@ -166,3 +170,10 @@ def _nonsense(state: dict[str, Any]) -> str:
         if bad:
             return f"runs[{place}].{bad} is {run[bad]!r}"
     return ""
+
+
+def _makes_sense(output: dict[str, Any]) -> bool:
+    """Of the pipes of a generation's output."""
+    streams = len(output["readers"])
+    fds = [output["memory"], *output["readers"], *output["writers"]]
+    return streams in (1, 2) and len(output["writers"]) in (0, streams) and len(output["relay"]) == 2 and min(fds) > 2

@@ -169,6 +169,16 @@ def set_blocking(fds: Iterable[int]) -> None:
         os.set_blocking(fd, True)
 
 
+def open_standard() -> None:
+    """Opens ``/dev/null`` in place of those of descriptors 0, 1 and 2 that are closed: else the next thing that is opened, a
+    listener perhaps, would be taken for standard input, output or error.
+    """
+    for fd in (0, 1, 2):
+        if not is_open(fd):
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(opened, True)
+
+
 def is_open(fd: int) -> bool:
     """Whether ``fd`` is an open descriptor of this process."""
     try:

@@ -148,7 +148,9 @@ def test_a_bad_release_is_refused_with_its_reason(mastered: Mastered, command: l
         load.heard("one")
     assert load.failures == []
     assert answer.returncode == 1
-    assert reason in answer.stderr.splitlines()[-1]
+    (sentence,) = (line for line in answer.stderr.splitlines() if line.startswith("fdhandoff-cli: "))
+    assert reason in sentence
+    assert ("  | SyntaxError: invalid syntax" in answer.stderr) == (command[-1] == "syntax error")
     answer = mastered.verb("upgrade", "--json")
     facts = json.loads(answer.stdout)
     assert (facts["schema"], facts["result"], facts["serving"], facts["upgrade"]["to"]) == (1, "failed", "old", 3)

@@ -52,6 +52,7 @@ def worn(folder: Path, before: int, times: int) -> None:
             for _ in range(count):
                 number = service.upgrade()["to"]
                 service.settled(number)
+            wait_for(lambda: len(children(service.pid)) == 2, "one server and the relay of its output")
 
         def state() -> dict[str, Any]:
             return {
