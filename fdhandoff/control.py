@@ -324,6 +324,7 @@ class Loop:
         self._endpoints: dict[int, Endpoint] = {}
         self._selector.register(self._wake.fileno(), selectors.EVENT_READ, None)
         self._running = True
+        self.own_thread = own_thread
         self._thread: Thread | None = None
         self._ident = 0 if own_thread else get_ident()
         if own_thread:

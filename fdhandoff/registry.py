@@ -61,8 +61,8 @@ def obtain(path: str, *, mode: int = 0o600, group: int | str | None = None) -> E
         return _endpoints[key]
 
 
-def answer_by(loop: Loop) -> None:
-    """From now on ``loop`` answers, which the caller turns, in place of a thread."""
+def answer_by(loop: Loop | None) -> None:
+    """From now on ``loop`` answers, which the caller turns, and stops, in place of a thread; ``None``: a thread again."""
     global _loop
     with _lock:
         _loop = loop
@@ -82,7 +82,7 @@ def rest() -> None:
 
 def _rest() -> None:
     global _loop
-    if not _endpoints and _loop is not None:
+    if not _endpoints and _loop is not None and _loop.own_thread:
         _loop.stop()
         _loop = None
 

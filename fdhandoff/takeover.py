@@ -116,15 +116,16 @@ def take(
     on_step: Callable[[str, str, str], object] | None = None,
     absent_ok: bool,
     wake_fd: int = -1,
+    software: str = SOFTWARE,
 ) -> Takeover | None:
     """``receive``; with ``absent_ok`` ``None`` at once where no owner lives, so that the caller may become it. ``wake_fd``
-    ends the wait with ``Woken``."""
+    ends the wait with ``Woken``. ``software``: what we say that we are."""
     deadline = after(timeout)
     allowed = frozenset(allow_uids)
     pause = _RETRY_FIRST
     while True:
         try:
-            takeover, why = _attempt(path, deadline, allowed, frozenset(require), generation, on_step)
+            takeover, why = _attempt(path, deadline, allowed, frozenset(require), generation, on_step, software)
         except DeadlineExceeded as error:
             raise DeadlineExceeded(f"nothing was taken over at {path}: {error}", serving=UNKNOWN) from error
         if takeover is not None:
@@ -147,6 +148,7 @@ def _attempt(
     require: frozenset[str],
     generation: int,
     on_step: Callable[[str, str, str], object] | None,
+    software: str,
 ) -> tuple[Takeover | None, str]:
     """One connection: the takeover, or why nobody offers yet."""
     connection = connect_control(path, deadline)
@@ -167,7 +169,7 @@ def _attempt(
     conversation = Conversation(Session(TAKER, on_step), Channel(sock), owner, None, wake.fileno())
     takeover = Takeover(path, conversation, wake)
     try:
-        takeover._take(deadline, require, generation)
+        takeover._take(deadline, require, generation, software)
     except PeerRefused as refusal:
         takeover.close()
         if refusal.code == "starting":
@@ -223,13 +225,13 @@ class Takeover:
 
     # --- taking ---------------------------------------------------------------------------------------------
 
-    def _take(self, deadline: int, require: frozenset[str], generation: int) -> None:
+    def _take(self, deadline: int, require: frozenset[str], generation: int, software: str) -> None:
         conversation = self._conversation
         hello = Hello(
             min_version=VERSION_MIN,
             max_version=VERSION_MAX,
             pid=os.getpid(),
-            software=SOFTWARE,
+            software=software,
             generation=generation,
         )
         with Process.from_pid(os.getpid()) as own:
@@ -497,6 +499,11 @@ class Takeover:
             except Unconfirmed:
                 return True  # it is asked, and nobody else may accept: the service is its when it goes on
         return self._conversation.session.state == "GAVE_BACK"
+
+    @property
+    def path_comes(self) -> bool:
+        """Whether the handoff path is among what came, and not kept by a holder."""
+        return self._control is not None
 
     def cancel(self) -> None:
         """Makes a ``ready()`` that waits, or comes, give up with ``Aborted``; nothing once the service is ours."""

@@ -37,6 +37,7 @@ MODULES = (
     "master.drain",
     "master.ears",
     "master.ending",
+    "master.giver",
     "master.journal",
     "master.keeping",
     "master.listeners",

@@ -12,7 +12,10 @@ from ..system.access import parse_mode, parse_user
 from ..system.sockets import parse_bind
 from .conventions import CONVENTIONS, NGINX
 from .options import (
+    ALWAYS,
+    AUTO,
     KERNEL,
+    NEVER,
     SHARED,
     Options,
     assignments,
@@ -152,6 +155,10 @@ SETTINGS = [
     Setting("workers", _number, "N", "1", "4", "processes in a generation, sharing its queue"),
     Setting("switch", one_of(KERNEL, SHARED), "HOW", KERNEL, SHARED,
             "kernel: an accept queue per generation; shared: one for all, for systems that lack the other"),
+    Setting("takeover", one_of(AUTO, ALWAYS, NEVER), "WHEN", AUTO, ALWAYS,
+            "take over from a live owner at the path: auto, but not from another master; always; never"),
+    Setting("from", _text, "PATH", "the service's own", "/run/app/hold.sock",
+            "take over from the owner at this path, who must be there", attribute="source"),
     Setting("ready", parse_readiness, "WAY", "accept", "http:/healthz",
             "how a new generation shows that it can serve: accept, notify, http:PATH, command:COMMAND or delay:DURATION"),
     Setting("ready-timeout", parse_duration, "DURATION", "60s", "2m", "how long that may take"),
@@ -205,7 +212,8 @@ SETTINGS = [
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 #: What a running master can't change any more.
 _FIXED = (
-    "name", "path", "switch", "max_draining", "ready_fd", "health", "health_file", "socket_mode", "socket_group", "allow_uids",
+    "name", "path", "switch", "takeover", "source",
+    "max_draining", "ready_fd", "health", "health_file", "socket_mode", "socket_group", "allow_uids",
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ _LOOK_FIRST, _LOOK_LAST = 0.02, 0.5
 # A client that has not answered in this time after the switch has gone, or was never there.
 HALF_OPEN_SECONDS = 3.0
 _RELAY_BYTES = 65536
+RELAY = "fdhandoff-relay"
 
 
 async def retire(master: Master, old: Run) -> None:
@@ -141,6 +142,11 @@ def serve_waiting(master: Master, run: Run) -> int:
     return rescued
 
 
+def rescue(master: Master, slot: int) -> int:
+    """What waits in the queue of a slot that no living generation has goes to the one that serves: how many those are."""
+    return _relay_all(master, lambda outlet: outlet.forsaken(slot))
+
+
 def _relay_all(master: Master, accepted: Callable[[Outlet], list[socket.socket]]) -> int:
     """Relays what was accepted, byte for byte, to the generation that serves: for it they come from this host."""
     rescued = 0
@@ -166,6 +172,13 @@ def _has_gone(client: socket.socket) -> bool:
         return False
 
 
+def relays() -> bool:
+    """Whether connections pass through us, which end with us."""
+    import threading  # late: hardly any master has one
+
+    return any(thread.name == RELAY for thread in threading.enumerate())
+
+
 class Relay:
     """Two connections as one, until both sides have said all."""
 
@@ -175,7 +188,7 @@ class Relay:
     def start(self) -> None:
         import threading  # late: hardly any master has ever to do this
 
-        threading.Thread(target=self._run, name="fdhandoff-relay", daemon=True).start()
+        threading.Thread(target=self._run, name=RELAY, daemon=True).start()
 
     def _run(self) -> None:
         try:

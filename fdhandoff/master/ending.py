@@ -48,7 +48,7 @@ class Ending:
         options = master.options
         if options.pre_stop_delay and not drained:
             await sleep(master.loop, options.pre_stop_delay)
-        for outlet in master.outlets:
+        for outlet in master.outlets if not master.giver.given else ():
             outlet.give_back()
         runs = list(master.runs)
         limit = options.kill_after if drained else options.grace
@@ -81,6 +81,7 @@ class Ending:
             self.exit_status = last.status
 
     async def _no_rollout(self, why: str) -> None:
+        await self._master.giver.over()
         if self._master.rollout is not None:
             self._master.rollout.aborted.set(why)
             while self._master.rollout is not None:
@@ -105,6 +106,8 @@ class Ending:
     async def _drain(self, limit: float | None) -> None:
         master = self._master
         await self._no_rollout("the service is drained")
+        if master.giver.given:
+            return  # somebody has taken it at this very moment
         if master.options.pre_stop_delay:
             await sleep(master.loop, master.options.pre_stop_delay)
         served = {run.slot for run in master.runs}

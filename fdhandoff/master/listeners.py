@@ -32,11 +32,13 @@ def open_all(
     say: Callable[[str], object],
     origin: str = INHERITED,
     kept: Sequence[Outlet] = (),
+    live: bool = False,
 ) -> list[Outlet]:
     """What came from elsewhere, by name, and what is bound besides; ``given`` is emptied. All or nothing.
 
     A bind that has the name or the address of what came means just that, so nothing is bound for it. Sockets that came with
-    one address are the members of one group: see ``lend_outlet``. ``kept`` are open already: they go where they belong.
+    one address are the members of one group: see ``lend_outlet``, also for ``live``.
+    ``kept`` are open already: they go where they belong.
     """
     outlets: list[Outlet] = [outlet for outlet in kept if not outlet.text]
     try:
@@ -44,7 +46,9 @@ def open_all(
             name, first = given[0]
             what = _checked(name, first)
             alike = [pair for pair in given if _checked(*pair) == what]
-            outlet, why = lend_outlet(name, [sock for _, sock in alike], switch=switch, slots=slots, origin=origin)
+            outlet, why = lend_outlet(
+                name, [sock for _, sock in alike], switch=switch, slots=slots, origin=origin, live=live
+            )
             given[:] = [pair for pair in given if pair not in alike]
             outlets.append(outlet)
             if why:
@@ -57,7 +61,7 @@ def open_all(
                 outlets += open_outlets(text, switch=switch, slots=slots, position=offset + place)
     except BaseException:
         for outlet in {*outlets, *kept}:
-            outlet.close(unlink=True)
+            outlet.decline() if live else outlet.close(unlink=True)
         for _, sock in given:
             sock.close()
         raise
@@ -89,8 +93,8 @@ def _is_meant(text: str, outlet: Outlet) -> bool:
 
 def match(outlets: Sequence[Outlet], binds: Sequence[str]) -> tuple[list[tuple[str, list[Outlet]]], list[Outlet]]:
     """Each of ``binds`` with the outlets that are its own already (none: it is new), and the outlets that nobody wants any
-    more. The same address under another name is the same listener. What was not bound from a text stays, and a bind that
-    means it is left out."""
+    more. The same address under another name is the same listener. What came from elsewhere stays, and a bind that means what
+    was not bound from a text is left out."""
     binds = [text for text in binds if not any(_is_meant(text, outlet) for outlet in outlets)]
     free: dict[str, list[Outlet]] = {}
     for outlet in outlets:
@@ -101,7 +105,8 @@ def match(outlets: Sequence[Outlet], binds: Sequence[str]) -> tuple[list[tuple[s
         if text not in found:
             same = next((other for other in free if str(parse_bind(other)) == str(parse_bind(text))), None)
             found[text] = free.pop(same) if same is not None else []
-    return [(text, found[text]) for text in binds], [outlet for group in free.values() for outlet in group]
+    gone = [outlet for group in free.values() for outlet in group if not outlet.stays]
+    return [(text, found[text]) for text in binds], gone
 
 
 def forbid_canary_on(outlets: Sequence[Outlet], options: Options) -> None:
@@ -120,7 +125,8 @@ class Change:
         self._before = [(outlet, outlet.name, outlet.text) for outlet in master.outlets]
         self.added: list[Outlet] = []
         pairs, self.removed = match(master.outlets, binds)
-        arranged = [outlet for outlet in master.outlets if not outlet.text]
+        named = {id(outlet) for _, outlets in pairs for outlet in outlets}
+        arranged = [outlet for outlet in master.outlets if id(outlet) not in named and outlet not in self.removed]
         try:
             for place, (text, outlets) in enumerate(pairs, len(arranged)):
                 if not outlets:

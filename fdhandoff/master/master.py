@@ -13,19 +13,20 @@ from functools import partial
 
 from .. import __version__, control, registry
 from ..deadline import format_duration
-from ..errors import OLD, HandoffError, InProgress, SystemCallError, UpgradeError, sentence
+from ..errors import OLD, HandoffError, InProgress, RolledBack, SystemCallError, UpgradeError, sentence
 from ..signals import StopRequests
 from ..system.environment import connections_of
 from ..system.processes import become_subreaper, members, reap_all
 from . import journal, resume
 from .announce import Announcer
-from .drain import bury, retire, serve_stranded
+from .drain import bury, relays, rescue, retire, serve_stranded
 from .ears import Ears, in_words
 from .ending import Ending
+from .giver import Giver
 from .keeping import Keeper
 from .listeners import Change, forbid_canary_on, open_all
 from .loop import Loop, Timer
-from .options import forbid_canary, release_of
+from .options import NEVER, forbid_canary, release_of
 from .outlet import Outlet
 from .output import Output, end_all
 from .readiness import run_command
@@ -33,7 +34,7 @@ from .report import describe
 from .rollout import Rollout
 from .run import DRAINING, ENDED, PROBATION, SERVING, STARTING, STOPPING, Run
 from .store import Store
-from .tasks import Cancelled, Task
+from .tasks import Cancelled, Task, sleep
 from .verbs import install
 
 TYPE_CHECKING = False
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .health import Health
     from .options import CanaryStep, Options
     from .recycling import Recycler
+    from .taking import Taking
 
 _HISTORY = 10
 _REAP_SECONDS = 30.0
@@ -94,10 +96,13 @@ class Master:
         self.failures = 0
         self._stops = StopRequests()
         self.ending = Ending(self)
+        self.giver = Giver(self)
+        self.taking: Taking | None = None
         self.announcer = Announcer(self, os.environ)
         self.store = Store(self, self._given)
         self.slots = self.options.max_draining + 2
         self._before: dict[int, Any] = {}
+        self._gave_back = False
         self._journal_fails = False
         self._journal_is_ours = False  # until then it is that of a master that died: a start that fails leaves it
 
@@ -138,16 +143,21 @@ class Master:
                 self.say(f"listening on {outlet.name} {outlet.address} ({outlet.origin}, switch: {outlet.mode})")
             forbid_canary_on(self.outlets, self.options)
         self._open_health(state)
-        if self.endpoint is not None:
-            self.endpoint.allow_uids = frozenset(self.options.allow_uids)
-            self.endpoint.why_not = "a master serves here: ask it to upgrade"
-            install(self)
+        self._answer()
         for name in ("SIGHUP", "SIGUSR2", "SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGTTIN", "SIGTTOU", "SIGWINCH"):
             number = getattr(signal, name)
             self._before[number] = signal.signal(
                 number, lambda number, _: self.loop.call(lambda: self._signalled(number))
             )
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: self.loop.call(self._reap))
+
+    def _answer(self) -> None:
+        """From here on the handoff path, if it is ours, answers operators."""
+        if self.endpoint is not None:
+            self.endpoint.allow_uids = frozenset(self.options.allow_uids)
+            self.endpoint.why_not = "starting"
+            self.endpoint.generation = self.numbers
+            install(self)
 
     def _open_health(self, state: dict[str, Any] | None) -> None:
         address, path = self.options.health, self.options.health_file
@@ -177,14 +187,30 @@ class Master:
         self.loop.on_readable(ear.fileno(), heard)
 
     def _take_the_path(self) -> None:
-        """Nobody else answers there now. If a master died there, what it left is ours."""
-        if self.options.path is None:
+        """Ours, or its owner's until we take over. If a master died there, what it left is ours."""
+        options = self.options
+        if options.path is None:
             return
-        mode, group = self.options.socket_mode, self.options.socket_group or None
-        self.endpoint = registry.obtain(self.options.path, mode=mode, group=group)
+        if not options.source and self._take_over(options.path):
+            return
+        mode, group = options.socket_mode, options.socket_group or None
+        self.endpoint = registry.obtain(options.path, mode=mode, group=group)
         left = resume.read_journal(self, journal.path_of(self.endpoint.path))
-        if left is not None:
-            resume.readopt(self, left, self._given)
+        if (left is None or not resume.readopt(self, left, self._given)) and options.source:
+            self._take_over(options.source)
+
+    def _take_over(self, source: str) -> bool:
+        """Whether there is an owner, from whom we are to take."""
+        if self.options.takeover == NEVER:
+            return False
+        from .taking import take_over  # late: most masters begin afresh
+
+        self.taking = take_over(self, source)
+        if self.taking is None:
+            return False
+        self.numbers = self.taking.number - 1
+        self.outlets = self.taking.open(self._given)
+        return True
 
     def _go_on(self, state: dict[str, Any] | None) -> None:
         """With generations that serve already."""
@@ -203,6 +229,7 @@ class Master:
         self.ears.attend(self.current)
         self.say(f"{self.current} goes on serving")
         self.spawn(serve_stranded(self))
+        self.giver.offer()
         self.announcer.ready()
         if state is not None:
             resume.answer(state, {"state": self.state, "version": __version__})
@@ -214,9 +241,9 @@ class Master:
         if self._ear is not None:
             self.loop.forget(self._ear.fileno())
         # First, so that what follows has descriptors, if it was for want of them that nothing could be started.
+        self.giver.close()
         self.store.close()
-        for outlet in self.outlets:
-            self._undo(partial(outlet.close, unlink=True))
+        self._close_outlets()
         if self.endpoint is not None and self.options.path is not None:
             if self._journal_is_ours:
                 self._undo(partial(journal.remove, journal.path_of(self.endpoint.path)))
@@ -230,6 +257,9 @@ class Master:
         self.announcer.close()
         self.ears.close()
         end_all(self.outputs, _OUTPUT_SECONDS)
+        if self._ear is not None:
+            registry.answer_by(None)
+            self._ear.stop()
         self.loop.close()
 
     def _undo(self, what: Callable[[], object]) -> None:
@@ -239,18 +269,32 @@ class Master:
         except (HandoffError, OSError) as error:
             self.say(f"something is left behind: {sentence(error)}")
 
+    def _close_outlets(self) -> None:
+        if self.taking is not None and (self._gave_back or not self.taking.committed):
+            self._undo(partial(self.taking.refuse, self.outlets))
+        else:
+            for outlet in self.outlets:
+                given = partial(outlet.part, self.giver.slot, self.giver.whole)
+                self._undo(given if self.giver.given else partial(outlet.close, unlink=True))
+        if self.taking is not None:
+            self._undo(self.taking.close)
+
     async def _begin(self) -> None:
         """The first generation: if it can't serve, its exit status is ours."""
         run = self._new_run(self.options, self.outlets, self.store.fullest(self.outlets))
         self.current = run
         try:
-            for outlet in self.outlets:
-                outlet.choose(run.slot)
-            self.changed()
-            rollout = Rollout(self, run, run)
-            await rollout._start()
+            if self.taking is None:
+                for outlet in self.outlets:
+                    outlet.choose(run.slot)
+                self.changed()
+            await Rollout(self, run, run).start()
+            if self.taking is not None and self.state == STARTING:
+                await self.taking.commit(run)
+                self._answer()
         except (HandoffError, OSError, ValueError) as error:
-            why = f"{run} could not be started: {sentence(error)}"
+            how = "could not be started" if self.taking is None else "does not serve"
+            why = f"{run} {how}: {sentence(error)}"
             self.say(why)
             self.announcer.failed(why)
             self.ending.exit_status = _status_of(run, error)
@@ -268,7 +312,27 @@ class Master:
         self.say(f"{run} serves")
         self.spawn(serve_stranded(self))
         self.switched_to(run)
+        self.giver.offer()
         self.announcer.ready()
+
+    def gave_back(self, run: Run) -> None:
+        """Whom we had taken the service from has it again, as our first generation died."""
+        self._gave_back = True
+        self.endpoint = None
+        self.ending.exit_status = _status_of(run, RolledBack("", serving=OLD))
+        self.state = STOPPING
+        self.spawn(self._end_after_giving_back())
+
+    async def _end_after_giving_back(self) -> None:
+        """What waited for our generation is with the old owner now, through us."""
+        for run in list(self.runs):
+            rescue(self, run.slot)
+            run.kill()
+            await run.ended
+        until = time.monotonic() + (self.options.grace or _REAP_SECONDS)
+        while time.monotonic() < until and relays():
+            await sleep(self.loop, 0.05)
+        self.loop.stop()
 
     def spawn(self, coroutine: Coroutine[Any, None, Any]) -> Task[Any]:
         """Runs it; what it fails with unexpectedly is shown."""
@@ -284,6 +348,9 @@ class Master:
 
     def _new_run(self, options: Options, outlets: Sequence[Outlet], slot: int = -1) -> Run:
         taken = {run.slot for run in self.runs} | self.store.orphans
+        if self.taking is not None:
+            taken |= self.taking.reserved
+            slot = self.taking.slot if not self.taking.committed else -1
         if slot < 0:
             slot = next((slot for slot in range(self.slots) if slot not in taken), -1)
         if slot < 0:
@@ -308,10 +375,11 @@ class Master:
     def changed(self) -> None:
         """Something has changed that a new master must know, should this one die, or the supervisor."""
         self.announcer.changed()
-        self.store.sync()
+        if not self.giver.given:
+            self.store.sync()
         if self.health is not None:
             self.health.changed()
-        if self.endpoint is None:
+        if self.endpoint is None or self.giver.committed:
             return
         path = journal.path_of(self.endpoint.path)
         self._journal_is_ours = True
@@ -337,6 +405,12 @@ class Master:
             return f"an upgrade to {self.rollout.new} is under way (step {self.rollout.step})"
         if self.state != SERVING or self.current is None:
             return f"the service is {self.state}: it can't be upgraded now"
+        if self.giver.busy:
+            return "somebody is taking the service over: wait for the outcome"
+        if self.taking is not None and self.taking.in_probation:
+            return (
+                "the service was taken over a moment ago, and may have to be given back: wait for the end of probation"
+            )
         draining = [run for run in self.runs if run.state in (DRAINING, STOPPING)]
         if len(draining) >= self.options.max_draining:
             return (
@@ -408,6 +482,10 @@ class Master:
         took = format_duration(time.monotonic() - rollout.began)
         self.say(f"upgraded from {rollout.old} to {rollout.new} in {took}")
 
+    def plan_no_restart(self) -> None:
+        if self._next_restart is not None:
+            self._next_restart.cancel()
+
     def _plan_restart(self) -> None:
         """The next upgrade that nobody asks for (``--restart-every``), counted from the last one, and what workers need."""
         if self._next_restart is not None:
@@ -457,7 +535,7 @@ class Master:
             buried()
             if run in self.runs:
                 self.runs.remove(run)
-                for outlet in self.outlets:
+                for outlet in self.outlets if not self.giver.committed else ():
                     outlet.leave(run.slot)
                 self.history.append(describe(self, run))
                 self.changed()

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 KERNEL = "kernel"
 SHARED = "shared"
 
+# From whom a service is taken over at the start: from anybody but another master, from anybody, from nobody.
+AUTO, ALWAYS, NEVER = "auto", "always", "never"
+
 READY_KINDS = ("accept", "notify", "http", "command", "delay")
 
 
@@ -162,7 +165,9 @@ class Options:
         "settle",
         "socket_group",
         "socket_mode",
+        "source",
         "switch",
+        "takeover",
         "watchdog",
         "worker_lifetime",
         "worker_memory",
@@ -175,6 +180,8 @@ class Options:
         self.path: str | None = None
         self.binds: list[str] = []
         self.switch = KERNEL
+        self.takeover = AUTO
+        self.source = ""
         self.workers = 1
         self.ready = Readiness("accept")
         self.ready_timeout = 60.0

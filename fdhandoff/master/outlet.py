@@ -15,7 +15,10 @@ RENAME = "rename"
 LOST = "SO_ACCEPTCONN"
 
 # Where a listener comes from, in ``status``.
-BOUND, INHERITED = "bound", "inherited"
+BOUND, INHERITED, TAKEN = "bound", "inherited", "taken over"
+
+# Instead of a slot: whoever had the listener before us.
+BEFORE = -2
 
 
 class Outlet:
@@ -27,6 +30,7 @@ class Outlet:
     mode: str
     text = ""  # as it was bound; empty where it was not bound here
     origin = BOUND
+    stays = False  # also where the configuration says nothing of it
     probed = False
     host = ""
     only = -1  # the one slot whose generation knows this listener, where the others do not
@@ -102,6 +106,35 @@ class Outlet:
     def sockets(self) -> dict[int, socket.socket]:
         """The sockets that it holds, by slot: what a successor of the master must find again."""
         raise NotImplementedError
+
+    def successor(self, slot: int, whole: bool) -> socket.socket:  # noqa: ARG002
+        """The socket for whoever takes the service over; ``slot`` is free. ``whole``: they get all the others as well."""
+        return self.give(slot)
+
+    def succeed(self, slot: int, whole: bool) -> None:  # noqa: ARG002
+        """From now on new connections go to the ``successor``."""
+        self.choose(slot)
+
+    def part(self, slot: int, whole: bool) -> None:  # noqa: ARG002
+        """Closes it; the ``successor`` has it now."""
+        self.close(unlink=False)
+
+    def decline(self) -> None:
+        """Closes it; it stays with whoever had it before."""
+        self.close(unlink=False)
+
+    def taken_from(self, slot: int) -> None:
+        """Until we ``choose``, everything goes to ``slot``, where the generation of another master serves."""
+
+    def go_back(self) -> None:
+        """Everything to whoever served before us."""
+
+    def stranded_count(self) -> int:
+        """How many connections ``stranded`` would return."""
+        return 0
+
+    def settled(self) -> None:
+        """It is ours alone: whoever had it before serves no more."""
 
     def lent_sockets(self) -> list[socket.socket]:
         """Those of its sockets that others hold as well."""

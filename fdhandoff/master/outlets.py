@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import socket
 
-from ..errors import ListenerError, Unsupported
+from ..errors import ListenerError, SystemCallError, Unsupported
 from ..system.connections import SYN_RECV, connections, count
 from ..system.fds import describe, listener_queue
 from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
 from ..system.switch import Group, hung_up
 from .options import KERNEL, SHARED
-from .outlet import BOUND, INHERITED, LOST, RENAME, Outlet, accept_all
+from .outlet import BEFORE, BOUND, INHERITED, LOST, RENAME, Outlet, accept_all
 from .renaming import RenameOutlet
 
 TYPE_CHECKING = False
@@ -35,15 +36,18 @@ class KernelOutlet(Outlet):
         *,
         lent: Collection[int] = (),
         home: int = -1,
+        before: int = -1,
     ) -> None:
         """``places``: which of the group's slots is which of our ``slots``, where that is not the same number. ``lent``: those
         of the group's that others hold as well, so that no process may shut them down; each serves one generation at most.
-        ``home``: the one of them where everything shall wait when we have ended."""
+        ``home``: the one of them where everything shall wait when we have ended. ``before``: that of whoever serves before
+        us, to whom everything goes until we ``choose``."""
         self.name = name
         self._group = group
         self.places = places if places is not None else {slot: slot for slot in range(slots)}
         self.lent = set(lent)
         self.home = home
+        self.before = before
         self._returned = False
         self._port = group.port
         description = describe(group.slot(0).fileno())
@@ -53,10 +57,10 @@ class KernelOutlet(Outlet):
         self._family = description.family
         self.probed = self._stream
         self.host = self.address
-        self._choice: tuple[int, int, float] = (0, -1, 0.0)
+        self._choice: tuple[int, int, float] = (0 if before < 0 else BEFORE, -1, 0.0)
 
     def _place(self, slot: int) -> int:
-        return self.places[slot]
+        return self.before if slot == BEFORE else self.places[slot]
 
     def give(self, slot: int) -> socket.socket:
         return self._group.slot(self._place(slot))
@@ -117,16 +121,33 @@ class KernelOutlet(Outlet):
             taken = {*self.lent, *self.places.values()}
             self.places[slot] = next(other for other in range(self._group.slots) if other not in taken)
         elif self._stream:
-            self._group.renew(place)
+            try:
+                self._group.renew(place)
+            except SystemCallError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                # Another user made the group, which we can't join: the next one gets the same queue.
 
     def forsaken(self, slot: int) -> list[socket.socket]:
         return [] if self._returned and self._place(slot) == self.home else super().forsaken(slot)
 
     def stranded(self) -> list[socket.socket]:
-        if self._returned or not self._stream:
-            return []
-        places = self.lent - set(self.places.values())
-        return [client for place in places for client in accept_all(self._group.slot(place))]
+        return [client for place in self._nobodys() for client in accept_all(self._group.slot(place))]
+
+    def stranded_count(self) -> int:
+        return sum(self._group.queue(place)[0] for place in self._nobodys())
+
+    def _nobodys(self) -> set[int]:
+        """Places from which no generation of ours accepts, and in which nothing shall wait."""
+        return set() if self._returned or not self._stream else self.lent - set(self.places.values())
+
+    def taken_from(self, slot: int) -> None:
+        self.before = self.places[slot]
+        self._choice = (BEFORE, -1, 0.0)
+
+    def go_back(self) -> None:
+        if self.before >= 0:
+            self.choose(BEFORE)
 
     def connect_to(self, slot: int) -> socket.socket:
         host, port = self._target()
@@ -175,6 +196,30 @@ class KernelOutlet(Outlet):
         if self.home >= 0:
             self.turn_away()
 
+    def successor(self, slot: int, whole: bool) -> socket.socket:
+        return self._group.slot(self._next(slot, whole))
+
+    def succeed(self, slot: int, whole: bool) -> None:
+        self._group.choose(self._next(slot, whole))
+
+    def _next(self, slot: int, whole: bool) -> int:
+        """Who does not know of the group gets what others hold, where there is such a one: else that would stay in the group
+        and nobody would accept from it."""
+        free = self.home >= 0 and self.home not in self.places.values()
+        return self.home if free and not whole else self._place(slot)
+
+    def part(self, slot: int, whole: bool) -> None:
+        if whole:
+            self._group.close()
+        else:
+            self._group.leave_to(self._next(slot, whole), self.lent)
+
+    def decline(self) -> None:
+        if self.before in self.lent:
+            self._group.leave_to(self.before, self.lent)
+        else:
+            self._group.close()
+
     def _target(self) -> tuple[str, int]:
         """Where a connection from this host to this very listener goes."""
         host, port = self._group.slot(0).getsockname()[:2]
@@ -193,10 +238,11 @@ class SharedOutlet(Outlet):
 
     mode = SHARED
 
-    def __init__(self, name: str, sock: socket.socket, *, lent: bool = False) -> None:
-        """``lent``: others hold it as well."""
+    def __init__(self, name: str, sock: socket.socket, *, lent: bool = False, live: bool = False) -> None:
+        """``lent``: others hold it as well. ``live``: somebody accepts from it, and must not find it changed."""
         self.name = name
         self.lent = lent
+        self._live = live
         self._sock = sock
         self._backlog = (listener_queue(sock.fileno()) or (0, 0))[1]
         description = describe(sock.fileno())
@@ -210,6 +256,8 @@ class SharedOutlet(Outlet):
 
     def mend(self, slot: int, *, serving: bool = False) -> list[str]:  # noqa: ARG002
         """Most servers call listen() again, which changes the backlog for all; some change what connections inherit."""
+        if self._live:
+            return []
         if hung_up(self._sock):
             self._revive()
             return [LOST]
@@ -239,6 +287,9 @@ class SharedOutlet(Outlet):
         (self._sock,) = bind(spec)
         os.set_blocking(self._sock.fileno(), False)
 
+    def settled(self) -> None:
+        self._live = False
+
     def close(self, *, unlink: bool) -> None:
         if unlink and not self.lent and self.address.startswith("unix:/"):
             unlink_control(self.address[5:], self._sock)
@@ -267,7 +318,7 @@ def _open(text: str, switch: str, slots: int, position: int) -> list[Outlet]:
 
 
 def lend_outlet(
-    name: str, socks: list[socket.socket], *, switch: str, slots: int, origin: str = INHERITED
+    name: str, socks: list[socket.socket], *, switch: str, slots: int, origin: str = INHERITED, live: bool = False
 ) -> tuple[Outlet, str]:
     """An outlet around sockets of *one* address that came from elsewhere, and which somebody else may hold for ever; and why it
     is shared where a switch was wanted and can't be had. Takes them, except when it raises.
@@ -275,6 +326,9 @@ def lend_outlet(
     Slot 0 gets the first of them, with all that waits in it: it is for the first generation. Several are one group already,
     such as a dead master left it with whoever kept its sockets; what waits in the others is ``stranded``. At the end all that
     comes waits in the first. They are never shut down, since that would end them for every holder.
+
+    ``live``: somebody serves there still, and everything goes to them until we ``choose``. Then no generation gets their
+    socket, nothing is changed that they would notice, and in the end nothing is left to them.
     """
     first = socks[0]
     description = describe(first.fileno())
@@ -283,7 +337,10 @@ def lend_outlet(
     outlet: Outlet | None = None
     if switch == KERNEL and description.family in (socket.AF_INET, socket.AF_INET6):
         try:
-            if len(socks) == 1:
+            if len(socks) == 1 and live:
+                places = spread({}, {0}, slots)
+                outlet = KernelOutlet(name, Group.join(first, slots + 1), slots, places, lent={0}, before=0)
+            elif len(socks) == 1:
                 outlet = KernelOutlet(name, Group.join(first, slots + 1), slots, lent={0}, home=0)
             else:
                 outlet = _group_of(name, {}, socks, slots)
@@ -294,8 +351,8 @@ def lend_outlet(
     if outlet is None:
         for sock in socks[1:]:
             sock.close()
-        outlet = SharedOutlet(name, first, lent=True)
-    for sock in outlet.sockets().values():
+        outlet = SharedOutlet(name, first, lent=not live, live=live)
+    for sock in outlet.sockets().values() if outlet.mode == KERNEL or not live else ():
         os.set_blocking(sock.fileno(), False)
     outlet.origin = origin
     return outlet, why

@@ -143,6 +143,20 @@ class RenameOutlet(Outlet):
             _remove(self._kept(slot))
             sock.close()
 
+    def part(self, slot: int, whole: bool) -> None:
+        """The names of the successor's socket stay: it is known by them, and the public one is another of the same file."""
+        sock = self._sockets.pop(slot, None)
+        if sock is not None:
+            sock.close()
+            if not whole:
+                _remove(self._kept(slot))
+        self.close(unlink=False)
+
+    def decline(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets = {}
+
     def close(self, *, unlink: bool) -> None:
         if unlink:
             self.turn_away()

@@ -71,6 +71,7 @@ def snapshot(master: Master) -> dict[str, Any]:
                 "text": outlet.text,
                 "address": outlet.address,
                 "origin": outlet.origin,
+                "stays": outlet.stays,
                 "cookies": {str(slot): _cookie(sock) for slot, sock in outlet.sockets().items()},
                 "lent": [_cookie(sock) for sock in outlet.lent_sockets()],
             }
@@ -128,7 +129,7 @@ def _named_alive(path: str) -> list[int]:
         import re  # late: only what makes no sense is searched so
 
         for pid, started in re.findall(rb"\[\s*(\d{1,7})\s*,\s*(\d{1,18})\s*\]", file.read()):
-            process = _find([int(pid), int(started)]) if int(started) else None
+            process = find([int(pid), int(started)]) if int(started) else None
             if process is not None:
                 found.append(process.pid)
                 process.close()
@@ -164,7 +165,7 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
         known = entry.get("lent", [])
         socks = sorted((sock for _, sock in lent), key=lambda sock: _cookie(sock) not in known[:1])
         outlet = reopen_outlet(entry["mode"], entry["name"], entry["text"], master.slots, mine, socks)
-        outlet.origin = entry.get("origin", BOUND)
+        outlet.origin, outlet.stays = entry.get("origin", BOUND), entry.get("stays", False)
         master.outlets.append(outlet)
     for name, sock in given:
         master.say(f"{name} was passed, but no generation that lives has it: it is left alone until the next start")
@@ -206,7 +207,7 @@ def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
             continue  # another user's: none that we started
         if stray:
             master.say(f"process {pid} was started as the master died, and is in no generation: it is ended")
-            _end([process for process in [_find([pid, 0])] if process is not None])
+            _end([process for process in [find([pid, 0])] if process is not None])
 
 
 def _was_started_by_a_master(pid: int) -> bool:
@@ -243,7 +244,7 @@ def living(state: dict[str, Any]) -> dict[int, list[Process]]:
     """Of each generation in the state, by its number, the processes that are alive; none without any."""
     found = {}
     for entry in state["runs"]:
-        processes = [process for process in map(_find, entry["processes"]) if process is not None]
+        processes = [process for process in map(find, entry["processes"]) if process is not None]
         if processes:
             found[entry["number"]] = processes
     return found
@@ -256,7 +257,8 @@ def _end(processes: list[Process]) -> None:
         process.close()
 
 
-def _find(named: list[int]) -> Process | None:
+def find(named: list[int]) -> Process | None:
+    """The process of this pid and start time (0: any), while it lives."""
     pid, started = named
     try:
         process = Process.from_pid(pid, started)
@@ -417,17 +419,7 @@ def answer(state: dict[str, Any], body: dict[str, Any]) -> None:
 
 def exec_state(master: Master) -> tuple[dict[str, Any], list[int]]:
     """The state with descriptor numbers in it, and those numbers: they must survive the exec."""
-    state = snapshot(master)
-    kept: list[int] = []
-    for entry, outlet in zip(state["outlets"], master.outlets, strict=True):
-        if isinstance(outlet, KernelOutlet):
-            entry["members"] = [sock.fileno() for sock in outlet.group.members()]
-            entry["places"] = {str(slot): place for slot, place in outlet.places.items()}
-            entry["lent_places"], entry["home"] = sorted(outlet.lent), outlet.home
-            kept += entry["members"]
-        else:
-            entry["fds"] = {str(slot): sock.fileno() for slot, sock in outlet.sockets().items()}
-            kept += entry["fds"].values()
+    state, kept = with_descriptors(master)
     for entry, run in zip(state["runs"], master.runs, strict=True):
         found, fds = run.output.state() if run.output is not None else ({}, [])
         if found:
@@ -442,6 +434,22 @@ def exec_state(master: Master) -> tuple[dict[str, Any], list[int]]:
     return state, kept
 
 
+def with_descriptors(master: Master) -> tuple[dict[str, Any], list[int]]:
+    """The state, with the descriptors of all that can be served, and a list of those."""
+    state = snapshot(master)
+    kept: list[int] = []
+    for entry, outlet in zip(state["outlets"], master.outlets, strict=True):
+        if isinstance(outlet, KernelOutlet):
+            entry["members"] = [sock.fileno() for sock in outlet.group.members()]
+            entry["places"] = {str(slot): place for slot, place in outlet.places.items()}
+            entry["lent_places"], entry["home"] = sorted(outlet.lent), outlet.home
+            kept += entry["members"]
+        else:
+            entry["fds"] = {str(slot): sock.fileno() for slot, sock in outlet.sockets().items()}
+            kept += entry["fds"].values()
+    return state, kept
+
+
 def health_sockets(state: dict[str, Any]) -> list[socket.socket] | None:
     """Those by which the master that we were answered for the service's health; ``None`` where it did not."""
     return [_kept(fd) for fd in state["health"]] if "health" in state else None
@@ -451,7 +459,7 @@ def resume(master: Master, state: dict[str, Any]) -> None:
     """In the same process, after the exec: everything is still ours, only the words for it are gone."""
     master.slots = max(master.slots, state["slots"])
     for entry in state["outlets"]:
-        master.outlets.append(_outlet_of(entry, master.slots))
+        master.outlets.append(outlet_of(entry, master.slots))
     if "control" in state and master.options.path is not None:
         control = socket_from_fd(state["control"])
         control.set_inheritable(False)
@@ -469,23 +477,27 @@ def resume(master: Master, state: dict[str, Any]) -> None:
 def _restore_output(found: dict[str, Any], run: Run | None) -> None:
     """Of a generation that lives, or that ended during the exec: then the relay writes what it left, and ends."""
     if run is not None and run.output is not None:
-        run.output.restore(found, _find(found["relay"]))
+        run.output.restore(found, find(found["relay"]))
         return
     for fd in (found["memory"], *found["readers"], *found["writers"]):
         os.close(fd)
 
 
-def _outlet_of(entry: dict[str, Any], slots: int) -> Outlet:
+def outlet_of(entry: dict[str, Any], slots: int) -> Outlet:
+    """From the words of ``with_descriptors``, and descriptors that are ours. Takes them."""
+    outlet: Outlet
     if entry["mode"] != KERNEL:
         found = {int(slot): _kept(fd) for slot, fd in entry["fds"].items()}
-        return reopen_outlet(entry["mode"], entry["name"], entry["text"], slots, found)
+        outlet = reopen_outlet(entry["mode"], entry["name"], entry["text"], slots, found)
+        outlet.origin, outlet.stays = entry.get("origin", outlet.origin), entry.get("stays", False)
+        return outlet
     lent, home = entry.get("lent_places", ()), entry.get("home", -1)
     places = spread({int(slot): place for slot, place in entry["places"].items()}, lent, slots)
-    count = 1 + max(*places.values(), *lent)
+    count = max(1 + max(*places.values(), *lent), slots + len(lent))
     group = Group.from_sockets([_kept(fd) for fd in entry["members"]], count)
     outlet = KernelOutlet(entry["name"], group, slots, places, lent=lent, home=home)
     outlet.text = entry["text"]
-    outlet.origin = entry.get("origin", BOUND)
+    outlet.origin, outlet.stays = entry.get("origin", BOUND), entry.get("stays", False)
     return outlet
 
 

@@ -73,7 +73,7 @@ class Rollout:
                 )
                 if failure:
                     raise UpgradeError(f"the check of the new release failed: {failure}", serving=OLD)
-            await self._start()
+            await self.start()
             if options.canary:
                 await self._canary()
             self.enter("switch")
@@ -91,7 +91,8 @@ class Rollout:
         self._end("done", "")
         master.retire(old)
 
-    async def _start(self) -> None:
+    async def start(self) -> None:
+        """Starts the new generation; returns when it is ready."""
         new, loop = self.new, self.master.loop
         if new.options.pre_start:
             self.enter("pre-start")

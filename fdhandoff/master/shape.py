@@ -67,6 +67,7 @@ _OUTLET = {
     "address": str,
     "cookies": {"": int},
     "origin?": str,
+    "stays?": bool,
     "lent?": [int],
     "members?": [int],
     "places?": {"": int},
@@ -90,6 +91,7 @@ _STATE = {
     "outlets": [_OUTLET],
     "runs": [_RUN],
     "control?": int,
+    "successor?": int,
     "reply?": int,
 }
 
@@ -116,7 +118,12 @@ def mismatch(value: Any, shape: Any, where: str = "") -> str:
         return _object_mismatch(value, shape, where)
     kinds = shape if isinstance(shape, tuple) else (shape,)
     # True is an int for Python, and none for us; and there is no NaN, no infinity.
-    if not isinstance(value, kinds) or isinstance(value, bool) or value in (inf, -inf) or value != value:
+    if (
+        not isinstance(value, kinds)
+        or (isinstance(value, bool) and bool not in kinds)
+        or value in (inf, -inf)
+        or value != value
+    ):
         return f"{where} is {value!r}"
     return ""
 

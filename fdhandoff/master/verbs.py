@@ -128,6 +128,9 @@ def _under_way(master: Master, what: str = "upgrade") -> Rollout:
 
 
 def _upgrade_master(master: Master, _: dict[str, Any], reply: Reply) -> None:
+    master.giver.check()
+    if master.taking is not None and not master.taking.over:
+        raise InProgress("whoever had the service before has not ended yet: wait until it has")
     if master.rollout is not None or master.state != SERVING:
         raise InProgress("the master is not upgraded while a generation is: wait for its outcome")
     master.spawn(replace_master(master, reply))
@@ -173,6 +176,7 @@ def _rollback(master: Master, body: dict[str, Any], reply: Reply) -> None:
     if master.rollout is not None:
         _abort(master, {"reason": f"rolled back by {reply.asker}", **body}, reply)
         return
+    master.giver.check()
     task = master.spawn(roll_back(master, f"rolled back by {reply.asker}"))
 
     def finished() -> None:

@@ -111,7 +111,18 @@ class Group:
     is woken by that and nothing else. Then ``repair``.
     """
 
-    __slots__ = ("_backlog", "_effective", "_members", "_name", "_nodelay", "choice", "family", "slots", "type")
+    __slots__ = (
+        "_backlog",
+        "_effective",
+        "_joined",
+        "_members",
+        "_name",
+        "_nodelay",
+        "choice",
+        "family",
+        "slots",
+        "type",
+    )
 
     def __init__(self, members: list[socket.socket], slots: int, backlog: int) -> None:
         """Takes the sockets, in the order of their indices. Use one of the class methods."""
@@ -120,6 +131,7 @@ class Group:
         self._name = first.getsockname()
         self._backlog = backlog
         self._effective = 0
+        self._joined = -1  # what SO_REUSEPORT of the listener was that we joined
         self._nodelay = self._is_tcp(first) and bool(first.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         self.slots = slots
         self.choice: Choice | None = None
@@ -178,6 +190,7 @@ class Group:
         before = listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
         queue = listener_queue(listener.fileno())
         group = cls([listener], slots, max(backlog, queue[1]) if queue else backlog)
+        group._joined = int(before)
         try:
             group._found()
             group._fill()
@@ -437,8 +450,10 @@ class Group:
 
     def leave_to(self, index: int, others: Collection[int] = ()) -> None:
         """Closes every socket of ours so that from now on all goes to this slot's, which somebody else holds too. ``others``
-        are further slots that outlive us. What comes in the moment in which the kernel renumbers the members is dropped, as
-        if the network had lost it. No generation may serve the rest any more. Idempotent.
+        are further slots that outlive us. A listener that we joined, and that is left alone, is as it was.
+
+        What comes in the moment in which the kernel renumbers the members is dropped, as if the network had lost it. No
+        generation may serve the rest any more. Idempotent.
         """
         if not self._members:
             return
@@ -460,8 +475,12 @@ class Group:
         self._attach(Choice(range(final, final + 1)))
         for place in leaving:
             self._members[place].close()
-        for place in order:
-            self._members[place].close()
+        staying_socks = [self._members[place] for place in order]
+        if len(staying_socks) == 1 and self._joined >= 0 and index == 0:
+            lib.fdh_switch_detach(staying_socks[0].fileno())
+            staying_socks[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, self._joined)
+        for sock in staying_socks:
+            sock.close()
         self._members = []
 
     # --- members --------------------------------------------------------------------------------------------------

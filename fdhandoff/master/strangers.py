@@ -1,0 +1,96 @@
+"""Processes that served before us and are not ours: watched until nobody is connected to them, and then asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from ..deadline import format_duration
+from ..errors import SystemCallError
+from ..system.connections import inodes_of
+from ..system.process import Process
+from ..system.processes import members
+from .tasks import pause
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from .master import Master
+
+_LOOK_FIRST, _LOOK_LAST = 0.02, 0.5
+# How long a queue that nobody gets anything into any more may take to be emptied by whoever accepts from it.
+_EMPTY_SECONDS = 1.0
+
+
+class Strangers:
+    """``processes`` (taken) and whoever they started. ``name`` says in messages what they are."""
+
+    def __init__(self, master: Master, name: str, processes: Iterable[Process], stop_signal: int) -> None:
+        self.name = name
+        self._master = master
+        self._processes = list(processes)
+        self._stop_signal = stop_signal
+
+    @property
+    def alive(self) -> bool:
+        return any(process.alive() for process in self._processes)
+
+    def connections(self) -> int:
+        """How many they still have; none where the kernel does not let us look."""
+        family = {pid for process in self._processes for pid in members(process.pid) if process.alive()}
+        try:
+            return sum(outlet.connections(family) for outlet in self._master.outlets)
+        except SystemCallError:
+            return 0
+
+    async def retire(self, grace: float | None, kill_after: float) -> bool:
+        """To their end: whether they have ended. Nothing new reaches them. They are asked to stop when nobody is connected to
+        them, or ``grace`` is over, and killed ``kill_after`` later; a ``kill_after`` of 0 kills nobody."""
+        master, began = self._master, time.monotonic()
+        seconds, quiet = _LOOK_FIRST, 0
+        while self.alive:
+            # Twice: what was accepted between two looks is seen by the second.
+            quiet = 0 if self.connections() else quiet + 1
+            late = grace is not None and time.monotonic() - began >= grace
+            if quiet >= 2 or late:
+                break
+            await pause(master.loop, seconds)
+            seconds = _LOOK_FIRST if quiet else min(seconds * 2, _LOOK_LAST)
+        left = self.connections()
+        if self.alive:
+            for process in self._processes:
+                process.signal(self._stop_signal)
+            name = signal.Signals(self._stop_signal).name
+            master.say(f"{self.name} is asked to stop ({name})" + (f", with {left} connections" if left else ""))
+        until = time.monotonic() + (kill_after or _LOOK_LAST)
+        while self.alive and (time.monotonic() < until or not kill_after):
+            await pause(master.loop, _LOOK_LAST if not kill_after else _LOOK_FIRST * 5)
+        if self.alive:
+            master.say(f"{self.name} did not end within {format_duration(kill_after)} of being asked to; it is killed")
+            for pid in {pid for process in self._processes for pid in members(process.pid)}:
+                _kill(pid)
+        for process in self._processes:
+            process.close()
+        return True
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def holders_of(inodes: Collection[int]) -> list[Process]:
+    """Who has one of these sockets open, besides us, as far as we may see."""
+    found = []
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]:
+        try:
+            if inodes_of([pid]).isdisjoint(inodes):
+                continue
+            found.append(Process.from_pid(pid))
+        except SystemCallError:
+            continue  # another user's, or just ended
+    return found
