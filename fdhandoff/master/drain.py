@@ -11,6 +11,7 @@ import time
 from ..deadline import format_duration
 from ..system.environment import connections_of
 from .options import SHARED
+from .readiness import AGENT
 from .run import DRAINING, STOPPING
 from .tasks import pause
 
@@ -27,6 +28,7 @@ _LOOK_FIRST, _LOOK_LAST = 0.02, 0.5
 HALF_OPEN_SECONDS = 3.0
 _RELAY_BYTES = 65536
 RELAY = "fdhandoff-relay"
+_PROBE_BYTES = 4096
 
 
 async def retire(master: Master, old: Run) -> None:
@@ -59,7 +61,7 @@ async def retire(master: Master, old: Run) -> None:
     if not old.ended.done:
         old.kill()
         await old.ended
-    cut = f", {left} connections cut at the deadline" if left else ""
+    cut = f", {counted(left)} cut at the deadline" if left else ""
     master.say(f"{old} has drained in {format_duration(round(time.monotonic() - began, 2))}{cut}, and ended")
     master.discard(old)
 
@@ -129,16 +131,14 @@ async def serve_stranded(master: Master) -> None:
     rescued += _relay_all(master, waiting)
     master.store.served()
     if rescued:
-        master.say(
-            f"{rescued} connections that waited for somebody else are served by {master.current}, through the master"
-        )
+        master.say(f"{master.current} serves {counted(rescued)} that waited for somebody else, through the master")
 
 
 def serve_waiting(master: Master, run: Run) -> int:
     """What waits in the queue of a generation that will never accept it is served by the one that serves: how many."""
     rescued = _relay_all(master, lambda outlet: outlet.forsaken(run.slot))
     if rescued:
-        master.say(f"{rescued} connections that waited for {run} are served by {master.current}, through the master")
+        master.say(f"{master.current} serves {counted(rescued)} that waited for {run}, through the master")
     return rescued
 
 
@@ -164,12 +164,17 @@ def _relay_all(master: Master, accepted: Callable[[Outlet], list[socket.socket]]
 
 
 def _has_gone(client: socket.socket) -> bool:
-    """Whether the client has hung up already, as our own probes have."""
+    """Whether the client has hung up already, as our own probes have, also one that had asked its question."""
     client.setblocking(False)
     try:
-        return not client.recv(1, socket.MSG_PEEK)
+        said = client.recv(_PROBE_BYTES, socket.MSG_PEEK)
     except BlockingIOError:
         return False
+    return not said or AGENT in said
+
+
+def counted(connections: int) -> str:
+    return f"{connections} connection{'s' * (connections != 1)}"
 
 
 def relays() -> bool:

@@ -105,7 +105,7 @@ class Ears:
         if run is None or not run.deaf.done or master.state != SERVING or master.rollout is not None:
             return
         master.say(f"{run} {run.deaf.result()}: new connections wait for the next generation")
-        master.upgrade_unasked()
+        master.upgrade_unasked(f"{run} is deaf")
         if master.rollout is None:
             self.replace_again()
 

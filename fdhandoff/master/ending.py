@@ -43,7 +43,7 @@ class Ending:
         master.spawn(self._stop(drained))
 
     async def _stop(self, drained: bool) -> None:
-        master = self._master
+        master, began = self._master, time.monotonic()
         await self._no_rollout("the service is stopped")
         options = master.options
         if options.pre_stop_delay and not drained:
@@ -69,7 +69,7 @@ class Ending:
                 run.kill()
                 await run.ended
         self._take_the_status()
-        master.say("stopped")
+        master.say(f"stopped in {format_duration(round(time.monotonic() - began, 3))}")
         master.loop.stop()
 
     def _take_the_status(self) -> None:
@@ -98,13 +98,13 @@ class Ending:
         master.state = DRAINING
         master.changed()
         limit = master.options.grace if grace is None else grace
-        until = f"at most {format_duration(limit)}" if limit is not None else "as long as it takes"
+        until = f"for at most {format_duration(limit)}" if limit is not None else "as long as it takes"
         master.say(f"draining, {until}: {why}")
         master.announcer.stopping()
         master.spawn(self._drain(limit))
 
     async def _drain(self, limit: float | None) -> None:
-        master = self._master
+        master, began = self._master, time.monotonic()
         await self._no_rollout("the service is drained")
         if master.giver.given:
             return  # somebody has taken it at this very moment
@@ -129,7 +129,8 @@ class Ending:
             pause = min(pause * 2, _LOOK_LAST)
         if master.state == DRAINING:
             late = deadline is not None and time.monotonic() >= deadline
-            self.stop("the grace period is over" if late else "drained", drained=True)
+            took = format_duration(round(time.monotonic() - began, 3))
+            self.stop("the grace period is over" if late else f"drained in {took}", drained=True)
 
     def _inside(self, slots: set[int]) -> bool:
         """Whether anybody is connected, or waits in a queue that is still served."""

@@ -80,6 +80,7 @@ async def roll_back(master: Master, reason: str) -> None:
     master.last_upgrade = {
         "result": "rolled back",
         "reason": reason,
+        "asked": "",
         "step": "",
         "from": bad.number,
         "to": old.number,

@@ -423,10 +423,12 @@ class Master:
         self,
         watcher: Callable[[dict[str, Any]], object] | None = None,
         *,
+        asked: str = "",
         canary: list[CanaryStep] | None = None,
         release: str = "",
     ) -> Task[None]:
-        """Begins one, or raises why not. ``canary`` and ``release`` instead of the configured ones, this time."""
+        """Begins one, or raises why not. ``asked``: by whom, or why; ``canary`` and ``release`` instead of the configured ones,
+        this time."""
         refusal = self.refusal()
         if refusal and self.rollout is not None:
             raise InProgress(refusal)
@@ -445,12 +447,13 @@ class Master:
         new.release = release or new.release
         before, self.options = self.options, options
         change.begin(self.current, new)
-        rollout = Rollout(self, self.current, new)
+        rollout = Rollout(self, self.current, new, asked)
         rollout.watchers.append(lambda _: self.announcer.changed())
         if watcher is not None:
             rollout.watchers.append(watcher)
         self.rollout = rollout
         self.announcer.reloading()
+        self.say(f"upgrade from {rollout.old} to {new} begins: {asked}")
         return self.spawn(self._upgrade(rollout, change, before))
 
     async def _upgrade(self, rollout: Rollout, change: Change, before: Options) -> None:
@@ -462,7 +465,9 @@ class Master:
             self.options = before
             if isinstance(error, (HandoffError, OSError, ValueError)):
                 self.failures += 1
-                self.say(f"upgrade to {rollout.new} failed: {sentence(error)}; {rollout.old} serves")
+                serves = "" if isinstance(error, RolledBack) else f"; {rollout.old} serves"  # it says so itself
+                took = format_duration(round(time.monotonic() - rollout.began, 3))
+                self.say(f"upgrade to {rollout.new} failed after {took}: {sentence(error)}{serves}")
             raise
         else:
             change.done()
@@ -478,8 +483,8 @@ class Master:
                     self.ears.replace_again()
             if self._upgrade_wanted and self.state == SERVING:
                 self._upgrade_wanted = False
-                self.loop.call(self.upgrade_unasked)
-        took = format_duration(time.monotonic() - rollout.began)
+                self.loop.call(lambda: self.upgrade_unasked("asked for during the last one"))
+        took = format_duration(round(time.monotonic() - rollout.began, 3))
         self.say(f"upgraded from {rollout.old} to {rollout.new} in {took}")
 
     def plan_no_restart(self) -> None:
@@ -491,21 +496,28 @@ class Master:
         if self._next_restart is not None:
             self._next_restart.cancel()
         every = self.options.restart_every
-        self._next_restart = None if not every else self.loop.after(every, self.upgrade_unasked)
+        self._next_restart = (
+            None
+            if not every
+            else self.loop.after(every, lambda: self.upgrade_unasked(f"--restart-every {format_duration(every)}"))
+        )
         self.plan_recycling()
 
-    def upgrade_unasked(self) -> None:
+    def upgrade_unasked(self, why: str) -> None:
+        """One that nobody waits for. While another is under way all of them together lead to one more after it."""
         if self.rollout is not None:
+            if not self._upgrade_wanted:
+                self.say(f"one more upgrade follows the one to {self.rollout.new}: {why}")
             self._upgrade_wanted = True
             self.coalesced += 1
             self.changed()
             return
         try:
-            self.upgrade()
+            self.upgrade(asked=why)
         except HandoffError as error:
-            self.say(f"no upgrade: {error}")
+            self.say(f"no upgrade ({why}): {error}")
         except (OSError, ValueError) as error:
-            self.say(f"no upgrade: the configuration can't be read: {sentence(error)}")
+            self.say(f"no upgrade ({why}): the configuration can't be read: {sentence(error)}")
 
     def switched_to(self, run: Run) -> None:
         """New connections go to another generation from now on: whoever asked to be told is. What becomes of that changes
@@ -578,7 +590,7 @@ class Master:
 
     def _signalled(self, number: int) -> None:
         if number in (signal.SIGHUP, signal.SIGUSR2):
-            self.upgrade_unasked()
+            self.upgrade_unasked(signal.Signals(number).name)
         elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             verdict = self._stops.judge(by_signal=True)
             if verdict == StopRequests.FIRST:

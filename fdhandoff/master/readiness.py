@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .outlet import Outlet
     from .run import Run
 
+# In each of our requests: one that was not answered is nobody's.
+AGENT = b"\r\nUser-Agent: fdhandoff\r\n"
 _LOOK_SECONDS = 0.005
 _LOOK_LAST = 0.05
 # An HTTP probe that is not answered in this time is tried again, until the deadline.
@@ -63,16 +65,18 @@ class Probe:
         """Whether the connection has left the generation's queue: somebody accepted it."""
         return self._connected() and self._outlet.accepted(self._slot, self._sock)
 
-    async def get(self, path: str, seconds: float) -> int:
-        """Asks ``path`` by HTTP/1.1: the status. ``OSError`` otherwise; a ``TimeoutError`` after ``seconds``."""
+    async def get(self, path: str, seconds: float, *unless: Future[Any]) -> int:
+        """Asks ``path`` by HTTP/1.1: the status. ``OSError`` otherwise; a ``TimeoutError`` after ``seconds``, or when one of
+        ``unless`` is known."""
         until = time.monotonic() + seconds
         while not self._connected():
             if time.monotonic() >= until:
                 raise TimeoutError
             await pause(self._loop, _LOOK_SECONDS)
         self._sock.send(
-            f"GET {path} HTTP/1.1\r\nHost: {self._outlet.host}\r\nUser-Agent: fdhandoff\r\nAccept: */*\r\n"
-            "Connection: close\r\n\r\n".encode()
+            f"GET {path} HTTP/1.1\r\nHost: {self._outlet.host}".encode()
+            + AGENT
+            + b"Accept: */*\r\nConnection: close\r\n\r\n"
         )
         head = b""
         while True:
@@ -85,16 +89,16 @@ class Probe:
             if newline and b"\r\n\r\n" in head:
                 head = head.partition(b"\r\n\r\n")[2]  # 100 and its like: the answer is yet to come
                 continue
-            more = await self._receive(until)
+            more = await self._receive(until, *unless)
             if not more or len(head) > _HEAD_MAX:
                 raise ConnectionError(f"{path} was not answered: the connection was closed")
             head += more
 
-    async def _receive(self, until: float) -> bytes:
+    async def _receive(self, until: float, *unless: Future[Any]) -> bytes:
         readable: Future[None] = Future()
         self._loop.on_readable(self._sock.fileno(), lambda: readable.set(None))
         try:
-            await pause(self._loop, until - time.monotonic(), readable)
+            await pause(self._loop, until - time.monotonic(), readable, *unless)
         finally:
             self._loop.forget(self._sock.fileno())
         if not readable.done:
@@ -102,14 +106,15 @@ class Probe:
         return self._sock.recv(4096)
 
 
-async def answers(loop: Loop, run: Run, outlets: Iterable[Outlet], path: str) -> bool:
-    """Whether the generation answers ``path`` well, asked once; true where there is no listener to ask at."""
+async def answers(loop: Loop, run: Run, outlets: Iterable[Outlet], path: str, *unless: Future[Any]) -> bool:
+    """Whether the generation answers ``path`` well, asked once; true where there is no listener to ask at. Not waited for once
+    one of ``unless`` is known."""
     outlet = next((outlet for outlet in outlets if outlet.probed), None)
     if outlet is None:
         return True
     probe = Probe(loop, outlet, run.slot)
     try:
-        return 200 <= await probe.get(path, _ANSWER_SECONDS) < 400
+        return 200 <= await probe.get(path, _ANSWER_SECONDS, *unless) < 400
     except OSError:
         return False
     finally:
@@ -222,7 +227,7 @@ async def _http(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdict, 
         try:
             probe = Probe(loop, outlet, run.slot)
             try:
-                status = await probe.get(path, seconds)
+                status = await probe.get(path, seconds, run.died)
             finally:
                 probe.close()
             verdict.last = "" if 200 <= status < 400 else f"{path} answered {status}"

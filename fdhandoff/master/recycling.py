@@ -14,6 +14,7 @@ from ..deadline import format_duration
 from ..errors import HandoffError, SystemCallError
 from ..system.notify import NotifyListener
 from ..system.processes import members, memory_of
+from .drain import counted
 from .readiness import Newcomer, await_joined
 from .run import SERVING, kill_group
 from .tasks import pause
@@ -148,14 +149,14 @@ async def see_off(master: Master, run: Run, process: Process) -> None:
         late = options.grace is not None and now - began >= options.grace
         if late or now - idle_since >= options.kill_after:
             took = format_duration(round(now - began, 1))
-            cut = f"with {left} connections" if left else "with no connection left"
+            cut = f"with {counted(left)}" if left else "with no connection left"
             master.say(f"{run}: worker {process.pid} did not end within {took} of being told to; it is killed, {cut}")
             kill_group(process)
             return
         await pause(master.loop, seconds, ended)
         seconds = min(seconds * 2, _LOOK_LAST)
     if left:
-        master.say(f"{run}: worker {process.pid} ended with {left} connections that it had when last looked at")
+        master.say(f"{run}: worker {process.pid} ended with {counted(left)}, as last looked at")
 
 
 def age(process: Process) -> float:

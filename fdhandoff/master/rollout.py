@@ -7,7 +7,7 @@ import time
 from ..deadline import format_duration
 from ..errors import OLD, Aborted, HandoffError, NotReady, RolledBack, SuccessorDied, UpgradeError, sentence
 from ..system.notify import NotifyListener
-from .drain import HALF_OPEN_SECONDS, serve_waiting
+from .drain import HALF_OPEN_SECONDS, counted, serve_waiting
 from .options import SHARED
 from .readiness import answers, await_ready, run_command
 from .run import CANARY, DRAINING, PROBATION, SERVING, Run
@@ -29,15 +29,16 @@ SERVED_STEPS = STEPS[STEPS.index("settle") :]
 _LOOK_SECONDS = 0.02
 _WATCH_SECONDS = 0.5
 _PROBES_MAX = 3
-_LOOK_SHARE = 50  # at most one part in so many of our time goes into counting connections
+_LOOK_SHARE = 20  # at most one part in so many of our time goes into counting connections
 
 
 class Rollout:
     """One upgrade of ``master`` from the generation that serves to a new one. ``steps`` are (name, seconds) as they end;
-    ``watchers`` are called with every event. ``hold`` and ``promote`` steer a canary."""
+    ``watchers`` are called with every event. ``hold`` and ``promote`` steer a canary. ``asked``: by whom, or why."""
 
-    def __init__(self, master: Master, old: Run, new: Run) -> None:
+    def __init__(self, master: Master, old: Run, new: Run, asked: str = "") -> None:
         self.master = master
+        self.asked = asked
         self.old = old
         self.new = new
         self.step = ""
@@ -73,13 +74,19 @@ class Rollout:
                 )
                 if failure:
                     raise UpgradeError(f"the check of the new release failed: {failure}", serving=OLD)
+                self._passed("the check", options.check)
             await self.start()
             if options.canary:
                 await self._canary()
             self.enter("switch")
             self._switch()
             await self._settle()
+            settled = self._so_far()
             self.enter("probation")
+            if options.probation:
+                master.say(
+                    f"{new} is on probation for {format_duration(options.probation)}, {old} settled in {settled}"
+                )
             await self._probation()
         except (Exception, Cancelled) as error:
             self._go_back(error)
@@ -101,6 +108,7 @@ class Rollout:
             )
             if failure:
                 raise UpgradeError(f"the pre-start command did not let {new} start: {failure}", serving=OLD)
+            self._passed("the pre-start command", new.options.pre_start)
         self.enter("start")
         listener = NotifyListener() if new.options.ready.kind == "notify" else None
         try:
@@ -111,7 +119,7 @@ class Rollout:
         finally:
             if listener is not None:
                 listener.close()
-        self.master.say(f"{new} is ready: it {how}")
+        self.master.say(f"{new} is ready after {self._so_far()}: it {how}")
         self.master.ears.attend(*dict.fromkeys((self.old, new)))
         if new.deaf.done:
             raise NotReady(f"{new} {new.deaf.result()} before it served", serving=OLD)
@@ -132,7 +140,7 @@ class Rollout:
             for outlet in self.master.outlets:
                 outlet.choose(self.old.slot, new.slot, step.share)
             self.master.say(
-                f"canary: {step.share:.3%} of new connections go to {new} for {format_duration(step.seconds)}"
+                f"canary: {100 * step.share:.3g}% of new connections go to {new} for {format_duration(step.seconds)}"
             )
             self._probes_failed = 0
             until = time.monotonic() + step.seconds
@@ -140,6 +148,7 @@ class Rollout:
                 left = until - time.monotonic()
                 await self._watch(min(left, _WATCH_SECONDS) if left > 0 else _WATCH_SECONDS)
             if self.promoted.done:
+                self.master.say(f"canary: promoted after {self._so_far()}")
                 return
 
     def _switch(self) -> None:
@@ -192,8 +201,9 @@ class Rollout:
         self._check_new()
         ready = self.new.options.ready
         if ready.kind == "http":
-            probe = answers(self.master.loop, self.new, self._outlets(), ready.argument)
+            probe = answers(self.master.loop, self.new, self._outlets(), ready.argument, self.new.died, self.new.deaf)
             self._probes_failed = 0 if await self._unless_aborted(probe) else self._probes_failed + 1
+            self._check_new()
             if self._probes_failed >= _PROBES_MAX:
                 raise RolledBack(
                     f"{self.new} failed its probe of {ready.argument} {_PROBES_MAX} times; {self.old} serves again",
@@ -243,7 +253,7 @@ class Rollout:
         count, moment = self.new.seen
         self.lost = {"connections": count, "seen": time.monotonic() - moment, "rescued": 0}
         ago = format_duration(round(self.lost["seen"], 3))
-        return f", and {count or 'no'} connection{'s' * (count != 1)} with it, as counted {ago} before"
+        return f", and {counted(count)} with it, as seen {ago} before"
 
     async def _unless_aborted(self, coroutine: Any) -> Any:
         task = self.master.spawn(coroutine)
@@ -295,6 +305,13 @@ class Rollout:
         self.step, self._step_began = step, now
         self.tell({"event": "step", "step": step, "generation": self.new.number, "seconds": now - self.began})
 
+    def _so_far(self) -> str:
+        """How long the step under way has taken."""
+        return format_duration(round(time.monotonic() - self._step_began, 3))
+
+    def _passed(self, what: str, command: str) -> None:
+        self.master.say(f"{what} of {self.new} passed in {self._so_far()}: {command}")
+
     def tell(self, event: dict[str, Any]) -> None:
         for watcher in self.watchers:
             watcher(event)
@@ -327,6 +344,7 @@ class Rollout:
         return {
             "result": self.result or "under way",
             "reason": self.reason,
+            "asked": self.asked,
             "step": self.step,
             "from": self.old.number,
             "to": self.new.number,

@@ -35,6 +35,7 @@ _OPTIONS = {
 _UPGRADE = {
     "result": str,
     "reason": str,
+    "asked?": str,
     "from": int,
     "to": int,
     "seconds": _NUMBER,

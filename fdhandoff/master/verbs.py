@@ -66,7 +66,7 @@ def _upgrade(master: Master, body: dict[str, Any], reply: Reply) -> None:
         master.spawn(preflight(master, reply))
         return
     wait = body.get("wait", True)
-    task = master.upgrade(reply.event, canary=steps, release=_release_in(body))
+    task = master.upgrade(reply.event, asked=f"{reply.asker} asked for it", canary=steps, release=_release_in(body))
     rollout = master.rollout
     assert rollout is not None
     if wait is False:
@@ -138,7 +138,7 @@ def _upgrade_master(master: Master, _: dict[str, Any], reply: Reply) -> None:
 
 def _abort(master: Master, body: dict[str, Any], reply: Reply) -> None:
     rollout = _under_way(master)
-    rollout.aborted.set(str(body.get("reason", f"aborted by {reply.asker}")))
+    rollout.aborted.set(str(body.get("reason", f"{reply.asker} asked for that")))
     _answer_at_end(master, rollout, reply)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -92,6 +93,27 @@ def test_a_syntax_error_is_told_and_nobody_notices(tmp_path: Path) -> None:
         assert not load.failures
 
 
+@pytest.mark.parametrize("moment", ["at once", "in probation"])
+def test_a_probe_does_not_wait_for_one_that_is_dead(tmp_path: Path, moment: str) -> None:
+    """It accepts nothing, so that the probe waits in its queue, and dies: nobody waits for the answer any longer. And the probe
+    is no client: it is not given to the old one."""
+    options = ("--settle", "0", "--probation", "600s", "--ready", "http:/", "--ready-timeout", "600s")
+    with Service(tmp_path, *options) as service:
+        service.release(FAULT="exit1" if moment == "at once" else "")
+        begun = Running("upgrade", str(service.path))
+        if moment == "in probation":
+            wait_for(lambda: (service.status()["last_upgrade"] or {"step": ""})["step"] == "probation")
+            (pid,) = service.generations()[2]["pids"]
+            os.kill(pid, signal.SIGSTOP)
+            wait_for(lambda: service.status()["listeners"][0]["queue"] == 1, "a probe that waits")
+            kill(pid)
+        began = time.monotonic()
+        assert begun.ends() == 1
+        assert time.monotonic() - began < 4  # a probe waits for five seconds
+        service.settled(1)
+        assert "through the master" not in service.running.text()
+
+
 def test_one_that_dies_in_probation_is_taken_back(tmp_path: Path) -> None:
     """What it had accepted fails; all that waits in its queue, and all later ones, are served by the old one."""
     options = ("--settle", "0.1", "--probation", "5")
@@ -123,7 +145,7 @@ def test_connections_that_die_with_a_release_are_counted(tmp_path: Path, step: s
         wait_for(lambda: service.generations()[2]["active"] == 20)
         kill(service.generations()[2]["pids"][0])
         assert upgrade.ends() == 1
-        assert "and 20 connections with it, as counted" in upgrade.text().splitlines()[-1]
+        assert "and 20 connections with it, as seen" in upgrade.text().splitlines()[-1]
         lost = service.status()["last_upgrade"]["lost"]
         assert (lost["connections"], 0 <= lost["seen"] < DEADLINE, lost["rescued"]) == (20, True, 0)
         for one in slow:
@@ -155,7 +177,7 @@ def test_what_waits_for_a_generation_that_died_is_served(tmp_path: Path) -> None
         wait_for(lambda: service.status()["listeners"][0]["queue"] >= 4)
         kill(service.generations()[2]["pids"][0])
         waiting.end()
-        assert "served by generation 1" in service.running.says("connections that waited for generation 2")
+        assert "generation 1 serves " in service.running.says("connections that waited for generation 2")
         assert waiting.generations()[1] >= 4
         wait_for(lambda: service.status()["last_upgrade"]["lost"]["rescued"] >= 4)
         assert sum(waiting.failures.values()) <= 1  # the one that it had accepted

@@ -94,7 +94,7 @@ def test_a_worker_that_does_not_finish_is_killed_when_its_grace_period_is_over(t
         with socket.create_connection(service.address()) as slow:
             slow.sendall(b"GET /sleep60 HTTP/1.1\r\n\r\n")
             wait_for(lambda: service.generations()[1]["active"] == 1)
-            line = service.running.says("of being told to; it is killed, with 1 connections")
+            line = service.running.says("of being told to; it is killed, with 1 connection")
             assert float(re.search(r"within ([\d.]+)s", line)[1]) >= 1.0  # type: ignore[index]
         service.running.says("has replaced")
 
