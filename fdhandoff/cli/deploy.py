@@ -56,7 +56,7 @@ def arguments(parser: Parser) -> None:
         "--path", metavar="PATH", help="the handoff path of a service; as in --path /run/web/handoff.sock"
     )
     where.add_argument("--name", help="the service's name, whose path lies in the runtime directory; as in --name web")
-    parser.add_argument("--user", action="store_true", help="with --systemd: a unit of the user's own manager")
+    parser.add_argument("--user-manager", action="store_true", help="with --systemd: a unit of the user's own manager")
     parser.add_argument(
         "--supervisord-conf", metavar="FILE", default="",
         help="supervisord's configuration, which says where it answers (where supervisorctl looks)",
@@ -103,8 +103,8 @@ def sentence(answer: dict[str, Any]) -> str:
 
 
 def _deployment(options: Namespace, release: str) -> Deployment:
-    if options.user and options.systemd is None:
-        raise UsageError("--user says which systemd: it belongs to --systemd")
+    if options.user_manager and options.systemd is None:
+        raise UsageError("--user-manager says which systemd: it belongs to --systemd")
     if options.supervisord_conf and options.supervisord is None:
         raise UsageError("--supervisord-conf belongs to --supervisord")
     if options.supervisord is not None:
@@ -115,7 +115,7 @@ def _deployment(options: Namespace, release: str) -> Deployment:
         from ..supervisors.systemd_client import Unit
 
         try:
-            return BySystemd(options, release, Unit(options.systemd, user=options.user))
+            return BySystemd(options, release, Unit(options.systemd, user=options.user_manager))
         except ValueError as error:
             raise UsageError(str(error)) from None
     return ByPath(options, release)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 from importlib import import_module
 
-from ..master.config import SETTINGS, read_file
+from ..master.config import read_file
 from ..master.options import Options
 from ..supervisors.plan import Plan, check_name, check_user, stop_after
 from .arguments import Parser, checked, duration
 from .outcome import PROGRAM, REFUSED, Failure, UsageError
-from .run import help_of
+from .said import Said, add_settings, setting_named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
-    from ..master.config import Setting
     from ..supervisors.plan import File
 
 STARTS_A_COMMAND = True
 
 KINDS = ("systemd", "supervisord", "s6", "runit", "circus", "openrc", "container", "kubernetes")
 _ELSEWHERE = ("container", "kubernetes")  # where this machine's paths mean nothing
+_NOT_HERE = (
+    "user",
+    "group",
+    "ready-fd",
+)  # whom it runs as, and how readiness is told, is for the service manager to say
 _IMAGE = "python:3.13-slim"
 
 EPILOG = """\
@@ -73,31 +76,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", default="", help="the file that run is to read; as in --config /etc/app/run.toml"
     )
-    for setting in _settings():
-        parser.add_argument(
-            f"--{setting.name}",
-            dest=setting.attribute,
-            metavar=setting.metavar,
-            type=checked(_Said(setting)),
-            default=argparse.SUPPRESS,
-            help=help_of(setting.help, setting.default, f"--{setting.name} {setting.example}", repeat=setting.repeat),
-            **({"action": "append"} if setting.repeat else {}),  # type: ignore[arg-type]
-        )
-
-
-def _settings() -> list[Setting]:
-    """Of ``run``: whom it runs as, and how its readiness is told, is for the service manager to say."""
-    return [setting for setting in SETTINGS if setting.name not in ("user", "group", "ready-fd")]
-
-
-class _Said:
-    """Reads an option of ``run``, and keeps the words: (text, value)."""
-
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
-
-    def __call__(self, text: str) -> tuple[str, Any]:
-        return text, self._setting.read(text)
+    add_settings(parser, _NOT_HERE)
 
 
 def _replicas(text: str) -> int:
@@ -124,31 +103,22 @@ def run(options: Namespace) -> int:
 def _plan(options: Namespace) -> Plan:
     if options.socket and options.kind != "systemd":
         raise ValueError("--socket is systemd's: no other manager binds the listeners")
-    said: dict[str, Any] = {
-        setting.attribute: getattr(options, setting.attribute)
-        for setting in _settings()
-        if hasattr(options, setting.attribute)
-    }
-    values = {**_from_file(options), **{name: _values(one) for name, one in said.items()}}
+    said = Said(options, _NOT_HERE)
+    values = {**_from_file(options), **said.values}
     command = list(options.command or values.get("command") or ())
     values.pop("command", None)
     if not command or not command[0]:
         raise ValueError("say which command is to be run: after --, or as command = […] in the configuration file")
     words = [f"--config={os.path.abspath(options.config)}"] if options.config else []
-    for setting in _settings():
-        if setting.attribute in said and setting.name not in ("name", "bind"):
-            one = said[setting.attribute]
-            texts = [text for text, _ in one] if setting.repeat else [one[0]]
-            words += [f"--{setting.name}={text}" for text in texts]
+    words += said.words(without=("name", "bind"))
     if options.kind == "kubernetes":
-        from ..supervisors.kubernetes import HEALTH, PRE_STOP_DELAY
+        from ..supervisors.kubernetes import NEEDED
 
-        # What a pod can't do without.
-        for setting in _settings():
-            text = {"health": HEALTH, "pre-stop-delay": PRE_STOP_DELAY}.get(setting.name)
-            if text is not None and setting.attribute not in values:
+        for name, text in NEEDED.items():
+            setting = setting_named(name)
+            if setting is not None and setting.attribute not in values:
                 values[setting.attribute] = setting.read(text)
-                words.append(f"--{setting.name}={text}")
+                words.append(f"--{name}={text}")
     read = Options(command, **values)
     words += _as_user(options)
     return Plan(
@@ -158,7 +128,7 @@ def _plan(options: Namespace) -> Plan:
         list(options.command or ()),
         read,
         stop=_stop(options, read),
-        binds=[text for text, _ in said.get("binds", ())],
+        binds=said.texts.get("binds", ()),
         user=options.user or "",
         group=options.group or "",
         socket=options.socket,
@@ -172,13 +142,9 @@ def _as_user(options: Namespace) -> list[str]:
     said = [(name, getattr(options, name)) for name in ("user", "group") if getattr(options, name)]
     if options.kind in ("systemd", *_ELSEWHERE) or not said:
         return []
-    if not any(setting.name == "user" for setting in SETTINGS):
+    if setting_named("user") is None:
         raise ValueError(f"under {options.kind} the service keeps the manager's user: run has no --user yet")
     return [f"--{name}={value}" for name, value in said]
-
-
-def _values(one: Any) -> Any:
-    return [value for _, value in one] if isinstance(one, list) else one[1]
 
 
 def _from_file(options: Namespace) -> dict[str, Any]:

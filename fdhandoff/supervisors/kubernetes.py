@@ -19,10 +19,9 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LOOK_SECONDS = 2
 
 
-# Where the master answers who asks whether the pod is ready, unless something else was said.
-HEALTH = ":8086"
-# The cluster's routing hears of a pod that is no longer ready some seconds later.
-PRE_STOP_DELAY = "5s"
+# What a pod can't do without, unless something else was said: a port where the master says whether it is ready, and some
+# seconds until the cluster's routing has heard that it is no longer.
+NEEDED = {"pre-stop-delay": "5s", "health": ":8086"}
 
 
 def files(plan: Plan) -> list[File]:

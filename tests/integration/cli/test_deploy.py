@@ -78,7 +78,7 @@ def test_what_can_not_name_a_release_is_refused_everywhere(tmp_path: Path, wrong
     [
         ([], "one of the arguments --supervisord --systemd --path --name is required"),
         (["--path", "x", "--name", "y"], "not allowed with"),
-        (["--name", "x", "--user"], "belongs to --systemd"),
+        (["--name", "x", "--user-manager"], "belongs to --systemd"),
         (["--name", "x", "--supervisord-conf", "y"], "belongs to --supervisord"),
         (["--name", "x", "--release", "a", "--release", "b"], "say one --release"),
         (["--name", "x", "--release", "a", "--release", "hash:b"], "say one --release"),
