@@ -120,6 +120,11 @@ class Passage:
         if self._moving is None:
             self._moving = self._loop.create_task(self._move())
 
+    def later(self, protocol: Any) -> None:
+        """``settled``, when this turn of the loop is over."""
+        if self.leaving and self.moves:
+            self._loop.call_soon(self.settled, protocol)
+
     async def _move(self) -> None:
         try:
             while self._ready_to_move and self.moves:
