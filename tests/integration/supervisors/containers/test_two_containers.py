@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
 
 from ...cli import free_port
-from ...master import Load, request
-from . import GROUP, Container, Containers
+from ...master import RUDE, Load, quick, request
+from . import GROUP, Container, Containers, cli
 
 HANDOFFS = 6
 USERS = (1000, 2000)
@@ -68,6 +69,37 @@ def test_a_bad_container_costs_nobody_anything(containers: Containers) -> None:
         assert old.ends() == 0
         load.heard(max(load.generations()))
     assert not load.failures
+
+
+def master(containers: Containers, name: str, port: int, user: int) -> Container:
+    allowed = [word for one in USERS for word in ("--allow-uid", str(one))]
+    return containers.start(
+        name,
+        cli(
+            "run", "--path", "/vol/app.sock", "--takeover", "always", "--bind", f"http=127.0.0.1:{port}",
+            "--socket-mode", "0660", "--socket-group", str(GROUP), *allowed, *quick("--env", f"RELEASE={name}"),
+            "--", sys.executable, "-c", RUDE,
+        ),
+        user=user,
+    )  # fmt: skip
+
+
+def test_a_master_takes_over_from_the_master_in_another_container(containers: Containers) -> None:
+    """With a server that knows nothing of it, and dies at once of TERM."""
+    port = free_port()
+    old = master(containers, "c1", port, USERS[0])
+    old.says("generation 1 serves")
+    with Load(("127.0.0.1", port)) as load:
+        for number in range(2, HANDOFFS + 2):
+            new = master(containers, f"c{number}", port, USERS[(number + 1) % 2])
+            new.says(f"generation {number} serves")
+            load.heard(number)
+            assert old.ends() == 0, old.text()
+            old = new
+    assert not load.failures
+    old.stop()
+    assert old.ends() == 0
+    assert not [name for name in os.listdir(containers.volume) if not name.endswith(".lock")]
 
 
 @pytest.mark.parametrize("user", [3000])
