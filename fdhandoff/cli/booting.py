@@ -12,9 +12,9 @@ import time
 
 from ..deadline import FOREVER, after, format_duration, passed
 from ..errors import DeadlineExceeded
-from ..system.attention import descendants
 from ..system.channel import wait
 from ..system.notify import Notifier
+from ..system.processes import descendants
 from . import command
 from .hearing import STOPS
 from .outcome import OWN_FAILURE, SIGNALLED, Failure, say

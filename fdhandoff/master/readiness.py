@@ -11,9 +11,10 @@ import time
 from ..deadline import after, parse_duration
 from ..errors import OLD, HandoffError, NotReady, SuccessorDied
 from ..system import environment
+from ..system.attention import who_waits_on
 from ..system.notify import NotifyListener
 from ..system.process import Process, spawn
-from ..system.processes import members, who_waits_on
+from ..system.processes import members
 from .run import split_command
 from .tasks import Future, pause
 

@@ -12,6 +12,9 @@ import os
 import struct
 import sys
 
+from .kin import parent_of
+from .processes import descendants
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -74,23 +77,18 @@ def look(pid: int, inodes: Collection[int]) -> Attention:
     return Attention(frozenset(seen), "" if seen.issuperset(inodes) else blind)
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes that ``pid`` started, and those that they started. Not the orphans among them."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(entry))
-    found, queue = [], [pid]
-    while queue:
-        for child in children.get(queue.pop(), ()):
-            found.append(child)
-            queue.append(child)
-    return found
+def who_waits_on(inodes: Collection[int], pids: Collection[int]) -> Attention:
+    """Which of the listeners ``inodes`` (``os.fstat(fd).st_ino``) somebody among ``pids`` and their descendants accepts
+    from or polls at this moment: readiness, where the listener is shared and its queue says nothing.
+    """
+    seen: set[int] = set()
+    blind = ""
+    for pid in sorted(pids):
+        if parent_of(pid) not in pids:  # the others are descendants of these, whom ``look`` finds
+            found = look(pid, inodes)
+            seen |= found.inodes
+            blind = blind or found.blind
+    return Attention(frozenset(seen), "" if seen.issuperset(inodes) else blind)
 
 
 def _process(pid: int, wanted: frozenset[int]) -> set[int] | None:

@@ -1,5 +1,4 @@
-"""Processes in the plural: a generation's whole family, what it weighs, what of it has ended, and whether somebody in it
-waits for a listener.
+"""Processes in the plural: a generation's whole family, what it weighs, and what of it has ended.
 
 A parent's number is all that the kernel keeps of descent, and an orphan's parent is another. So that a family stays one,
 the master is the subreaper of its descendants, and each generation has a process group or session of its own: an orphan
@@ -13,7 +12,6 @@ import os
 import signal
 
 from ..errors import SystemCallError, Unsupported
-from .attention import Attention, look
 from .native import check, lib
 from .process import Exit
 
@@ -165,21 +163,6 @@ def cgroup_of(pid: int) -> str:
     except (OSError, ValueError):
         return ""
     return unified if len(unified) > 1 else named or unified
-
-
-def who_waits_on(inodes: Collection[int], pids: Collection[int]) -> Attention:
-    """Which of the listeners ``inodes`` (``os.fstat(fd).st_ino``) somebody among ``pids`` and their descendants accepts
-    from or polls at this moment: readiness, where the listener is shared and its queue says nothing.
-    """
-    parents = {number: parent for number, parent, _, _ in _processes()}
-    seen: set[int] = set()
-    blind = ""
-    for pid in sorted(pids):
-        if parents.get(pid) not in pids:  # the others are descendants of these, whom ``look`` finds
-            found = look(pid, inodes)
-            seen |= found.inodes
-            blind = blind or found.blind
-    return Attention(frozenset(seen), "" if seen.issuperset(inodes) else blind)
 
 
 # --- what /proc says, and does not ----------------------------------------------------------------------------

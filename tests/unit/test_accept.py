@@ -19,21 +19,7 @@ from fdhandoff.gate import Gate
 from tests.unit.accepting import LONG, Clients, FewDescriptors, accept, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    made = Gate()
-    yield made
-    made.release()
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0), backlog=200) as made:
-        yield made
 
 
 def test_many_connections_come_with_one_call(listener: socket.socket, gate: Gate) -> None:

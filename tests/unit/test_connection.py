@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def gate() -> Iterator[Gate]:
-    made = Gate()
-    yield made
-    made.release()
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0), backlog=200) as made:
-        yield made
-
-
-@pytest.fixture
 def connection(listener: socket.socket, gate: Gate) -> Iterator[CountedSocket]:
     with Clients(listener, 1), accept(listener, gate, timeout=LONG) as made:
         yield made

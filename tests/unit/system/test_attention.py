@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fdhandoff.system import attention
 from fdhandoff.system.attention import look
+from fdhandoff.system.processes import descendants
 
 from . import as_nobody, linux, python, root
 
@@ -56,7 +56,7 @@ def run(code: str, sock: socket.socket) -> object:
 
 def end(process: object) -> None:
     with process:  # type: ignore[attr-defined]
-        for pid in [*attention.descendants(process.pid), process.pid]:  # type: ignore[attr-defined]
+        for pid in [*descendants(process.pid), process.pid]:  # type: ignore[attr-defined]
             os.kill(pid, 9)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fdhandoff.system import processes
+from fdhandoff.system.attention import who_waits_on
 from fdhandoff.system.process import Exit
 from fdhandoff.system.processes import (
     become_subreaper,
@@ -21,7 +22,6 @@ from fdhandoff.system.processes import (
     memory_of,
     reap_all,
     state_of,
-    who_waits_on,
     words_of,
     would_die_of,
 )
