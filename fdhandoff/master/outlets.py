@@ -10,9 +10,10 @@ import socket
 from ..errors import ListenerError, SystemCallError, Unsupported
 from ..system.connections import SYN_RECV, connections, count
 from ..system.fds import describe, listener_queue
+from ..system.hearing import hung_up
 from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
-from ..system.switch import Group, hung_up
+from ..system.switch import Group
 from .options import KERNEL, SHARED
 from .outlet import BEFORE, BOUND, INHERITED, LOST, RENAME, Outlet, accept_all
 from .renaming import RenameOutlet

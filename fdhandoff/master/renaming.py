@@ -7,9 +7,9 @@ import socket
 
 from ..errors import PathError
 from ..system.connections import unix_connections_of, unix_queue
+from ..system.hearing import hung_up
 from ..system.paths import PATH_MAX, unlink_control
 from ..system.sockets import bind, parse_bind
-from ..system.switch import hung_up
 from .outlet import LOST, RENAME, Outlet
 
 TYPE_CHECKING = False

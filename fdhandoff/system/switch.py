@@ -22,32 +22,23 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
-import struct
 
-from .. import deadline
 from ..errors import ListenerError, SystemCallError, Unsupported
 from . import sockets
 from .connections import bound, half_open
 from .fds import describe, listener_queue
+from .hearing import be_deaf, hear, hung_up, meminfo
 from .native import check, features, ffi, lib
+from .prober import HOPS, Prober, packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
-    from typing import Any
+    from collections.abc import Collection, Sequence
 
     from .sockets import BindSpec
 
 _ALL = 0xFFFFFFFF
-_SO_ATTACH_FILTER, _SO_DETACH_FILTER, _SO_MEMINFO = 26, 27, 55  # asm-generic/socket.h
-_IP_MINTTL, _IPV6_MINHOPCOUNT = 21, 73  # in.h, in6.h
-_MEMINFO = struct.Struct("=9I")
-_DROPS = 8  # SK_MEMINFO_DROPS
-_PROBE_PATIENCE = 1.0  # seconds that one packet to ourselves may take
-_PROBE_ATTEMPTS = 5
-_PROBE_HOPS = 1
 
 # Options that connections inherit from their listener, or that decide who may share its address: level, number.
 _COPIED = (
@@ -285,7 +276,7 @@ class Group:
         """
         sock = self.slot(index)
         if not self._is_tcp(sock):
-            used, limit = _meminfo(sock)[:2]
+            used, limit = meminfo(sock)[:2]
             return used, limit
         return listener_queue(sock.fileno()) or (0, 0)
 
@@ -339,7 +330,7 @@ class Group:
         wanted.family = self.family
         wanted.by_flow = choice.by_flow
         if choice.probe is not None:
-            family, raw = _packed(choice.probe[0])
+            family, raw = packed(choice.probe[0])
             if family == socket.AF_INET6 != self.family:
                 raise ValueError(f"{choice.probe[0]} can't reach {self.address}: it is of the other family")
             wanted.probe_family, wanted.probe_port, wanted.probe_index = family, choice.probe[1], probe_index
@@ -430,7 +421,7 @@ class Group:
 
     def deafen(self, index: int) -> None:
         """What comes to this slot from now on is dropped, as if the network had lost it: a client's kernel sends it again."""
-        _be_deaf(self.slot(index), 255, [(0x06, 0, 0, 0)])
+        be_deaf(self.slot(index), 255, [(0x06, 0, 0, 0)])
 
     def add_slot(self) -> int:
         """One slot more; its number. The first spare becomes it, so nothing else changes."""
@@ -460,7 +451,7 @@ class Group:
         staying = {range(self.slots)[place] for place in (index, *others)}
         for place, sock in enumerate(self._members):
             if place not in staying:
-                _be_deaf(sock, 255, [(0x06, 0, 0, 0)])
+                be_deaf(sock, 255, [(0x06, 0, 0, 0)])
         order = list(range(len(self._members)))
         leaving = []
         while order[-1] not in staying:
@@ -503,7 +494,7 @@ class Group:
         # The only moment without a program: what the kernel would put into the second queue is dropped until there is one.
         self._members.append(self._another(deaf=True))
         self._attach(Choice(range(1)))
-        _hear(self._members[1], (0, 0))
+        hear(self._members[1], (0, 0))
 
     def _fill(self) -> None:
         """Adds what is missing at the end. A server may have those that are there: their flags stay."""
@@ -531,7 +522,7 @@ class Group:
         sock = socket.socket(model.family, model.type)
         try:
             if deaf:
-                _be_deaf(sock, 255, [(0x06, 0, 0, 0)])
+                be_deaf(sock, 255, [(0x06, 0, 0, 0)])
             self._imitate(model, sock)
             self._reuse(sock)
             try:
@@ -600,111 +591,23 @@ class Group:
         """
         users = self.choice or _UNKNOWN
         order: list[socket.socket] = []
-        with _Prober(self._name, self.family, self.type) as prober:
+        with Prober(self._name, self.family, self.type) as prober:
             deaf: list[tuple[socket.socket, tuple[int, int]]] = []
             try:
                 for sock in members:
-                    deaf.append((sock, _be_deaf(sock, _PROBE_HOPS + 1, prober.filter())))
+                    deaf.append((sock, be_deaf(sock, HOPS + 1, prober.filter())))
                 for index in range(len(members)):
                     probe = Choice(users.old, users.new, users.share, prober.source, users.by_flow)
                     self._program(probe, index)
                     order.append(prober.who(members))
             finally:
                 for sock, before in deaf:
-                    _hear(sock, before)
+                    hear(sock, before)
                 if self.choice is not None:
                     self._attach(self.choice)
         if len({sock.fileno() for sock in order}) != len(members):
             raise ListenerError(f"{self.address}: these sockets are not one group, or others share the address")
         return order
-
-
-class _Prober:
-    """Sends one packet after another from one source to a group's address, each with the fewest hops left that it needs."""
-
-    __slots__ = ("_family", "_sock", "_target", "_type", "source")
-
-    def __init__(self, address: tuple[Any, ...], family: int, type: int) -> None:
-        host = str(address[0])
-        if host in ("0.0.0.0", "::"):  # noqa: S104 - what a listener on all addresses hears, too
-            host = "127.0.0.1" if family == socket.AF_INET else "::1"
-        self._family, self._type = family, type
-        self._target = (host, *address[1:])
-        self._sock = self._socket(0)
-        self.source = (host, int(self._sock.getsockname()[1]))
-
-    def __enter__(self) -> _Prober:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._sock.close()
-
-    def filter(self) -> list[tuple[int, int, int, int]]:
-        """Drops what comes from ``source``: the port at the start of the TCP or UDP header, and the last 32 bits of the
-        address, whose place follows from the version of the packet.
-        """
-        family, raw = _packed(self.source[0])
-        return [
-            (0x28, 0, 0, 0),  # load the source port
-            (0x15, 0, 3, self.source[1]),
-            (0x20, 0, 0, 0xFFF00000 + (12 if family == socket.AF_INET else 20)),  # SKF_NET_OFF
-            (0x15, 0, 1, int.from_bytes(raw[-4:], "big")),
-            (0x06, 0, 0, 0),
-            (0x06, 0, 0, _ALL),
-        ]
-
-    def who(self, members: Iterable[socket.socket]) -> socket.socket:
-        """The member that dropped the next packet."""
-        candidates = list(members)
-        for _ in range(_PROBE_ATTEMPTS):
-            before = [_meminfo(sock)[_DROPS] for sock in candidates]
-            self._send()
-            moment = deadline.after(_PROBE_PATIENCE)
-            while True:
-                # A full queue drops as well: ask again until one alone has dropped every time.
-                risen = [
-                    sock for sock, drops in zip(candidates, before, strict=True) if _meminfo(sock)[_DROPS] != drops
-                ]
-                if risen or deadline.passed(moment) or self._arrived():
-                    break
-            if not risen:
-                break
-            if len(risen) == 1:
-                return risen[0]
-            candidates = risen
-        raise ListenerError(f"{self._target[0]} port {self._target[1]}: can't find out which queue is which from here")
-
-    def _socket(self, port: int) -> socket.socket:
-        sock = socket.socket(self._family, self._type)
-        try:
-            sock.setblocking(False)
-            if self._type == socket.SOCK_STREAM:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if self._family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, _PROBE_HOPS)
-                else:
-                    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, _PROBE_HOPS)
-            sock.bind((self._target[0], port, *self._target[2:]))
-        except OSError as error:
-            sock.close()
-            raise SystemCallError("bind", error.errno or 0, doing="asking which queue is which") from None
-        return sock
-
-    def _send(self) -> None:
-        if self._type == socket.SOCK_DGRAM:
-            self._sock.sendto(b"", self._target)
-            return
-        self._sock.close()  # its connection never came to be, so that its port is free
-        self._sock = self._socket(self.source[1])
-        self._sock.connect_ex(self._target)
-
-    def _arrived(self) -> bool:
-        """Whether somebody took the connection who is none of the members, or nobody did."""
-        if self._type == socket.SOCK_DGRAM:
-            return False
-        poller = select.poll()
-        poller.register(self._sock, select.POLLOUT)
-        return bool(poller.poll(1))
 
 
 # --- claiming an address --------------------------------------------------------------------------------------
@@ -741,67 +644,3 @@ def _why_no_second(number: int | None) -> str:
     if number == errno.EADDRINUSE:
         return " (it belongs to another user, or connections of a listener without SO_REUSEADDR still have the port)"
     return ""
-
-
-# --- sockets --------------------------------------------------------------------------------------------------
-
-
-def _packed(host: str) -> tuple[int, bytes]:
-    """Family and bytes of an address as its packets carry them: an IPv4-mapped one is IPv4."""
-    if ":" not in host:
-        return socket.AF_INET, socket.inet_pton(socket.AF_INET, host)
-    raw = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-    if raw[:12] == b"\0" * 10 + b"\xff\xff":
-        return socket.AF_INET, raw[12:]
-    return socket.AF_INET6, raw
-
-
-def _meminfo(sock: socket.socket) -> tuple[int, ...]:
-    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
-
-
-def hung_up(sock: socket.socket) -> bool:
-    """Whether somebody called ``shutdown()`` on this listener or unconnected socket."""
-    poller = select.poll()
-    poller.register(sock, select.POLLRDHUP)
-    return bool(poller.poll(0))
-
-
-def _be_deaf(sock: socket.socket, hops: int, program: list[tuple[int, int, int, int]]) -> tuple[int, int]:
-    """Lets a TCP listener drop what comes with fewer ``hops`` left (what is sent to oneself has all that it had: 64, unless the
-    sender said less), a UDP socket what the classic BPF ``program`` returns nothing for. Returns what ``_hear`` shall restore.
-
-    A filter would do for both, but there are kernels that let only root have one on a TCP socket.
-    """
-    if sock.type == socket.SOCK_STREAM:
-        before = _least_hops(sock)
-        _set_least_hops(sock, (max(hops, before[0]), max(hops, before[1])))
-        return before
-    compiled = ffi.new("struct fdh_instruction[]", program)
-    request = struct.pack("@HP", len(program), int(ffi.cast("uintptr_t", compiled)))
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, request)
-    except OSError as error:
-        raise SystemCallError("setsockopt(SO_ATTACH_FILTER)", error.errno or 0, doing="forming a group") from None
-    return 0, 0
-
-
-def _hear(sock: socket.socket, before: tuple[int, int]) -> None:
-    if sock.type == socket.SOCK_STREAM:
-        _set_least_hops(sock, before)
-    else:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-
-
-def _least_hops(sock: socket.socket) -> tuple[int, int]:
-    v6 = sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT) if sock.family == socket.AF_INET6 else 0
-    return sock.getsockopt(socket.IPPROTO_IP, _IP_MINTTL), v6
-
-
-def _set_least_hops(sock: socket.socket, hops: tuple[int, int]) -> None:
-    try:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, hops[0])
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, hops[1])
-    except OSError as error:
-        raise SystemCallError("setsockopt(IP_MINTTL)", error.errno or 0, doing="forming a group") from None
