@@ -19,6 +19,7 @@ VERBS = {
     "take": "take a running service over and start a command that serves it",
     "hold": "bind listeners and keep them alive for whoever takes them",
     "run": "run a command as a service that can be upgraded without a failed request",
+    "adopt": "take over from a server that was never prepared for it, and go on as run",
     "pidproxy": "keep one pid in front of a program that replaces itself",
     "upgrade": "replace a running service by its next release",
     "deploy": "start a service where it isn't running, and upgrade it where it is",

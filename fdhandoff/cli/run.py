@@ -7,7 +7,7 @@ import errno
 from functools import partial
 
 from ..errors import HandoffError, sentence
-from ..master.config import SETTINGS, Configuration
+from ..master.config import ADOPTION, SETTINGS, Configuration
 from ..system.fds import open_standard
 from .arguments import Parser, checked
 from .outcome import OWN_FAILURE, Failure, UsageError
@@ -17,6 +17,7 @@ from .staying import stay
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Sequence
 
     from ..master.config import Setting
 
@@ -40,7 +41,16 @@ wasn't found.
 
 
 def arguments(parser: Parser) -> None:
-    for setting in SETTINGS:
+    add_settings(parser, SETTINGS)
+    parser.add_argument(
+        "--config", metavar="FILE", default="",
+        help=help_of("TOML with these options' names as keys, and command; read again at each upgrade", "none",
+                     "--config /etc/app/run.toml"),
+    )  # fmt: skip
+
+
+def add_settings(parser: Parser, settings: Sequence[Setting]) -> None:
+    for setting in settings:
         if setting.flag:
             parser.add_argument(
                 f"--{setting.name}", dest=setting.name, action="store_const", const="true", default=argparse.SUPPRESS,
@@ -57,11 +67,6 @@ def arguments(parser: Parser) -> None:
             help=help_of(setting.help, setting.default, f"--{setting.name} {setting.example}", repeat=setting.repeat),
             **({"action": "append"} if setting.repeat else {}),  # type: ignore[arg-type]
         )
-    parser.add_argument(
-        "--config", metavar="FILE", default="",
-        help=help_of("TOML with these options' names as keys, and command; read again at each upgrade", "none",
-                     "--config /etc/app/run.toml"),
-    )  # fmt: skip
 
 
 def _readable(setting: Setting, text: str) -> str:
@@ -77,7 +82,7 @@ def help_of(text: str, default: str, example: str, *, repeat: bool = False) -> s
 
 def run(options: Namespace) -> int:
     open_standard()
-    names = {setting.name for setting in SETTINGS}
+    names = {setting.name for setting in [*SETTINGS, *ADOPTION]}
     given = {name: value for name, value in vars(options).items() if name in names}
     configuration = Configuration(options.command or [], given, options.config, path_of)
     try:

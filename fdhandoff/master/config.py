@@ -95,6 +95,12 @@ def _assignment(text: str) -> str:
     return text
 
 
+def _pid(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 < int(text) < 1 << 22:
+        raise ValueError(f"{text!r} is no process id")
+    return int(text)
+
+
 def _signal(text: str) -> str:
     name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
     if name not in signal.Signals.__members__:
@@ -209,10 +215,20 @@ SETTINGS = [
             "pass the listeners in this way too: nginx, einhorn or server-starter", attribute="conventions", repeat=True),
 ]  # fmt: skip
 
-_BY_NAME = {setting.name: setting for setting in SETTINGS}
+#: What ``adopt`` is told besides; of the command line alone, since it is said once.
+ADOPTION = [
+    Setting("pid", _pid, "PID", "none", "4711", "a process of the server to adopt", attribute="adopt", repeat=True),
+    Setting("old-signal", _signal, "SIGNAL", "TERM; QUIT for nginx, USR1 for haproxy", "QUIT",
+            "what tells the adopted server to finish and end"),
+    Setting("kill-old", _truth, "", "it is left alone", "true",
+            "kill the adopted server if it does not end within --kill-after of being told to", flag=True),
+]  # fmt: skip
+
+_IN_FILE = {setting.name for setting in SETTINGS}
+_BY_NAME = {setting.name: setting for setting in [*SETTINGS, *ADOPTION]}
 #: What a running master can't change any more.
 _FIXED = (
-    "name", "path", "switch", "takeover", "source",
+    "name", "path", "switch", "takeover", "source", "adopt", "old_signal", "kill_old",
     "max_draining", "ready_fd", "health", "health_file", "socket_mode", "socket_group", "allow_uids",
 )  # fmt: skip
 
@@ -295,7 +311,7 @@ def read_file(path: str, reader: Reader | None = None) -> dict[str, Any]:
         try:
             if name == "command":
                 values["command"] = _command(value)
-            elif name in _BY_NAME:
+            elif name in _IN_FILE:
                 values[_BY_NAME[name].attribute] = _convert(_BY_NAME[name], value)
             else:
                 raise ValueError(_unknown(name))
@@ -330,5 +346,5 @@ def _word(value: object) -> str:
 
 def _unknown(name: str) -> str:
     likely = name.strip("-").replace("_", "-").lower()
-    hint = f"did you mean {likely!r}?" if likely in _BY_NAME else f"there are command, {', '.join(_BY_NAME)}"
+    hint = f"did you mean {likely!r}?" if likely in _IN_FILE else f"there are command, {', '.join(sorted(_IN_FILE))}"
     return f"there is no such option; {hint}"

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from ..control import Endpoint
     from ..system.process import Process
+    from .adopting import Adopting
     from .health import Health
     from .options import CanaryStep, Options
     from .recycling import Recycler
@@ -97,7 +98,7 @@ class Master:
         self._stops = StopRequests()
         self.ending = Ending(self)
         self.giver = Giver(self)
-        self.taking: Taking | None = None
+        self.taking: Taking | Adopting | None = None
         self.announcer = Announcer(self, os.environ)
         self.store = Store(self, self._given)
         self.slots = self.options.max_draining + 2
@@ -191,12 +192,17 @@ class Master:
         options = self.options
         if options.path is None:
             return
-        if not options.source and self._take_over(options.path):
+        if not options.source and not options.adopt and self._take_over(options.path):
             return
         mode, group = options.socket_mode, options.socket_group or None
         self.endpoint = registry.obtain(options.path, mode=mode, group=group)
         left = resume.read_journal(self, journal.path_of(self.endpoint.path))
-        if (left is None or not resume.readopt(self, left, self._given)) and options.source:
+        if options.adopt and (left is None or not resume.readopt(self, left, self._given)):
+            from .adopting import Adopting
+
+            self.taking = Adopting(self, options.adopt)
+            self.outlets = self.taking.open(self._given)
+        elif (left is None or not resume.readopt(self, left, self._given)) and options.source:
             self._take_over(options.source)
 
     def _take_over(self, source: str) -> bool:
@@ -205,11 +211,11 @@ class Master:
             return False
         from .taking import take_over  # late: most masters begin afresh
 
-        self.taking = take_over(self, source)
-        if self.taking is None:
+        taking = self.taking = take_over(self, source)
+        if taking is None:
             return False
-        self.numbers = self.taking.number - 1
-        self.outlets = self.taking.open(self._given)
+        self.numbers = taking.number - 1
+        self.outlets = taking.open(self._given)
         return True
 
     def _go_on(self, state: dict[str, Any] | None) -> None:
@@ -318,7 +324,8 @@ class Master:
     def gave_back(self, run: Run) -> None:
         """Whom we had taken the service from has it again, as our first generation died."""
         self._gave_back = True
-        self.endpoint = None
+        if self.taking is not None and self.taking.gives_path:
+            self.endpoint = None
         self.ending.exit_status = _status_of(run, RolledBack("", serving=OLD))
         self.state = STOPPING
         self.spawn(self._end_after_giving_back())

@@ -131,6 +131,7 @@ class Options:
     """All of it. Durations are seconds; ``None`` where the documentation says "for ever"."""
 
     __slots__ = (
+        "adopt",
         "allow_uids",
         "binds",
         "canary",
@@ -148,9 +149,11 @@ class Options:
         "health_file",
         "keep_old",
         "kill_after",
+        "kill_old",
         "last_lines",
         "max_draining",
         "name",
+        "old_signal",
         "path",
         "post_switch",
         "pre_start",
@@ -180,6 +183,9 @@ class Options:
         self.path: str | None = None
         self.binds: list[str] = []
         self.switch = KERNEL
+        self.adopt: list[int] = []
+        self.old_signal = ""
+        self.kill_old = False
         self.takeover = AUTO
         self.source = ""
         self.workers = 1

@@ -15,7 +15,7 @@ RENAME = "rename"
 LOST = "SO_ACCEPTCONN"
 
 # Where a listener comes from, in ``status``.
-BOUND, INHERITED, TAKEN = "bound", "inherited", "taken over"
+BOUND, INHERITED, TAKEN, ADOPTED = "bound", "inherited", "taken over", "adopted"
 
 # Instead of a slot: whoever had the listener before us.
 BEFORE = -2

@@ -11,6 +11,7 @@ from ..errors import SystemCallError
 from ..system.connections import inodes_of
 from ..system.process import Process
 from ..system.processes import members
+from .drain import HALF_OPEN_SECONDS
 from .tasks import pause
 
 TYPE_CHECKING = False
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from .master import Master
 
 _LOOK_FIRST, _LOOK_LAST = 0.02, 0.5
-# How long a queue that nobody gets anything into any more may take to be emptied by whoever accepts from it.
-_EMPTY_SECONDS = 1.0
+# After so long it is worth a word that somebody who was asked to end has not.
+_PATIENCE = 10.0
 
 
 class Strangers:
@@ -50,9 +51,15 @@ class Strangers:
         them, or ``grace`` is over, and killed ``kill_after`` later; a ``kill_after`` of 0 kills nobody."""
         master, began = self._master, time.monotonic()
         seconds, quiet = _LOOK_FIRST, 0
+        before = [(outlet, outlet.half_open()) for outlet in master.outlets]
         while self.alive:
+            if time.monotonic() - began < HALF_OPEN_SECONDS:
+                before = [(outlet, outlet.half_open() & seen) for outlet, seen in before if seen]
+            else:
+                before = []
+            coming = any(seen for _, seen in before) or any(outlet.stranded_count() for outlet in master.outlets)
             # Twice: what was accepted between two looks is seen by the second.
-            quiet = 0 if self.connections() else quiet + 1
+            quiet = 0 if coming or self.connections() else quiet + 1
             late = grace is not None and time.monotonic() - began >= grace
             if quiet >= 2 or late:
                 break
@@ -64,9 +71,17 @@ class Strangers:
                 process.signal(self._stop_signal)
             name = signal.Signals(self._stop_signal).name
             master.say(f"{self.name} is asked to stop ({name})" + (f", with {left} connections" if left else ""))
-        until = time.monotonic() + (kill_after or _LOOK_LAST)
-        while self.alive and (time.monotonic() < until or not kill_after):
-            await pause(master.loop, _LOOK_LAST if not kill_after else _LOOK_FIRST * 5)
+        until = time.monotonic() + (kill_after or _PATIENCE)
+        while self.alive and time.monotonic() < until:
+            await pause(master.loop, _LOOK_FIRST * 2)
+        if self.alive and not kill_after:
+            patience = format_duration(_PATIENCE)
+            master.say(
+                f"{self.name} runs on, without new connections, {patience} after it was asked to stop: end it yourself, or say "
+                "--kill-old the next time"
+            )
+            while self.alive:
+                await pause(master.loop, _LOOK_LAST)
         if self.alive:
             master.say(f"{self.name} did not end within {format_duration(kill_after)} of being asked to; it is killed")
             for pid in {pid for process in self._processes for pid in members(process.pid)}:

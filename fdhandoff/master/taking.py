@@ -101,6 +101,7 @@ class Taking:
         self.slot = -1
         self.reserved: set[int] = set()  # slots of the old owner's generations
         self.committed = False
+        self.gives_path = source == master.options.path
         self.over = False  # the conversation
         self._came: list[Outlet] = []
         self._until = 0.0

@@ -130,6 +130,12 @@ def would_die_of(pid: int, number: int) -> bool:
     return bool(masks) and not any(mask >> (number - 1) & 1 for mask in masks)
 
 
+def parent_of(pid: int) -> int:
+    """Its parent's number; 0 where it has none that we see, or has ended."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
 def memory_of(pids: Iterable[int]) -> int:
     """Bytes of memory that the processes use together: the sum of their PSS, in which a page that n processes share counts
     as 1/n for each. What has ended counts nothing.

@@ -107,6 +107,7 @@ class Service:
         command: Sequence[str] | None = None,
         bind: str = "http=127.0.0.1:0",
         wait: bool = True,
+        verb: str = "run",
         **run: Any,
     ) -> None:
         self.path = folder / "master.sock"
@@ -114,7 +115,7 @@ class Service:
         self.release()
         binds = ["--bind", bind] if bind else []
         self.running = Running(
-            "run", "--path", str(self.path), "--env-file", str(self.env_file), *binds, *options,
+            verb, "--path", str(self.path), "--env-file", str(self.env_file), *binds, *options,
             "--", *(rude() if command is None else command), **run,
         )  # fmt: skip
         if wait:
