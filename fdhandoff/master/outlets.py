@@ -169,10 +169,12 @@ class KernelOutlet(Outlet):
             self._attach(None)
 
     def accepted(self, slot: int, probe: socket.socket) -> bool:
+        host, port = probe.getsockname()[:2]
         if self.waiting(slot):
-            return False
+            # Perhaps others alone: a server that takes one after the other gets to them when our silent one has gone.
+            ours = (seen for seen in connections(self._port, self._family) if seen.remote[1] == port)
+            return any(seen.inode and seen.remote[0].removeprefix("::ffff:") == host for seen in ours)
         # Connected, as the client sees it, is not yet in the queue: the handshake's last packet may be on its way.
-        port = probe.getsockname()[1]
         on_its_way = any(seen.remote[1] == port for seen in connections(self._port, self._family, (SYN_RECV,)))
         return not on_its_way and self.waiting(slot) == 0
 

@@ -6,7 +6,7 @@ import os
 import socket
 
 from ..errors import PathError
-from ..system.connections import unix_connections_of, unix_queue
+from ..system.connections import unix_accepted, unix_connections_of, unix_queue
 from ..system.hearing import hung_up
 from ..system.paths import PATH_MAX, unlink_control
 from ..system.sockets import bind, parse_bind
@@ -115,6 +115,9 @@ class RenameOutlet(Outlet):
             return []
         sock.listen(self._spec.backlog)
         return ["backlog"]
+
+    def accepted(self, slot: int, probe: socket.socket) -> bool:
+        return not self.waiting(slot) or unix_accepted(probe)  # what waits may be others, as with TCP
 
     def connect_to(self, slot: int) -> socket.socket:
         return self._connected(self._kept(slot), socket.SOCK_NONBLOCK)

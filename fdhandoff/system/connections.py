@@ -263,6 +263,14 @@ def unix_queue(sock: socket.socket) -> tuple[int, int]:
     return 0, 0
 
 
+def unix_accepted(sock: socket.socket) -> bool:
+    """Whether a process has the other end of ``sock``, which is connected: then it is in no queue any more."""
+    inode = os.fstat(sock.fileno()).st_ino
+    anybody = 0xFFFFFFFF
+    request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, inode, _SHOW_PEER, anybody, anybody)
+    return any(_seen_unix(buffer, at, end).peer for buffer, at, end in _ask(request, _REQUEST))
+
+
 def unix_connections(name: bytes, states: Iterable[int] = (ESTABLISHED,)) -> list[SeenUnix]:
     """The Unix sockets of this name: of what a listener accepted, with ``(LISTEN,)`` the listener itself. One that waits to
     be accepted has no name, and an inode of 0 is not told from others: ask ``unix_queue``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import signal
 import sys
 import time
@@ -25,6 +26,36 @@ def test_the_first_generation_serves_and_status_shows_it(tmp_path: Path) -> None
         assert facts["listeners"][0]["switch"] == "kernel"
         assert service.stop() == 0
         assert not service.path.exists()
+
+
+ONE_BY_ONE = """
+import os, socket, sys, time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+listener = socket.socket(fileno=3)
+listener.setblocking(True)
+while True:
+    connection, _ = listener.accept()
+    with connection:
+        if connection.recv(1000):
+            connection.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\none 1 %d" % os.getpid())
+"""
+
+
+@pytest.mark.parametrize("kind", ["127.0.0.1:0", ":0", "unix"])
+def test_a_server_that_takes_one_connection_after_the_other_starts_while_users_wait(tmp_path: Path, kind: str) -> None:
+    """It sits on our probe, which is silent, and the users behind that would hide that it was accepted."""
+    bind, go = f"unix:{tmp_path}/public" if kind == "unix" else kind, tmp_path / "go"
+    command = [sys.executable, "-c", ONE_BY_ONE, str(go)]
+    with Service(tmp_path, "--ready-timeout", "5", bind=f"http={bind}", command=command, wait=False) as service:
+        wait_for(lambda: service.quietly().get("listeners", [{}])[0].get("queue") == 1, "the probe")
+        address = f"{tmp_path}/public" if kind == "unix" else ("127.0.0.1", service.address()[1])
+        with concurrent.futures.ThreadPoolExecutor() as users:
+            answers = [users.submit(request, address) for _ in range(3)]
+            wait_for(lambda: service.status()["listeners"][0]["queue"] == 4, "the users behind it")
+            go.touch()
+            assert [answer.result()[0] for answer in answers] == ["one"] * 3
+        assert service.serves()["generation"] == 1
 
 
 def test_an_upgrade_under_load_fails_no_request(tmp_path: Path) -> None:

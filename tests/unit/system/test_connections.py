@@ -27,6 +27,7 @@ from fdhandoff.system.connections import (
     half_open,
     inodes_of,
     remaining,
+    unix_accepted,
     unix_connections,
     unix_connections_of,
     unix_queue,
@@ -278,9 +279,11 @@ def test_unix_connections_are_known_by_their_listeners_name(abstract: bool) -> N
             for client in clients:
                 client.connect(name)
             assert unix_queue(sock) == (3, 7)
+            assert [unix_accepted(client) for client in clients] == [False] * 3
             assert unix_connections_of(name, [os.getpid()]) == []
             with sock.accept()[0] as server:
                 assert unix_queue(sock) == (2, 7)
+                assert [unix_accepted(client) for client in clients] == [True, False, False]
                 (seen,) = unix_connections_of(name, [os.getpid()])
                 assert (seen.inode, seen.peer, seen.state) == (inode_of(server), inode_of(clients[0]), ESTABLISHED)
                 assert seen.name == name
