@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
 # In each of our requests: one that was not answered is nobody's.
 AGENT = b"\r\nUser-Agent: fdhandoff\r\n"
-_LOOK_SECONDS = 0.005
-_LOOK_LAST = 0.05
+# What the kernel tells only who asks is asked for again after a twentieth of the time that has passed: who starts in 20 ms is
+# not kept waiting for 10, and who takes seconds is not looked at a thousand times.
+_LOOK_SHARE = 20
+_LOOK_FIRST, _LOOK_LAST = 0.001, 0.05
+# To look through a generation's descriptors is more work.
+_LOOK_THROUGH = 0.005
 # An HTTP probe that is not answered in this time is tried again, until the deadline.
 _ANSWER_SECONDS = 5.0
 _AGAIN_SECONDS = 0.05
@@ -73,7 +77,7 @@ class Probe:
         while not self._connected():
             if time.monotonic() >= until:
                 raise TimeoutError
-            await pause(self._loop, _LOOK_SECONDS)
+            await pause(self._loop, _LOOK_FIRST)
         self._sock.send(
             f"GET {path} HTTP/1.1\r\nHost: {self._outlet.host}".encode()
             + AGENT
@@ -165,11 +169,16 @@ class _Verdict:
 
     def __init__(self, run: Run | Newcomer) -> None:
         self._run = run
-        self.deadline = time.monotonic() + run.options.ready_timeout
+        self._began = time.monotonic()
+        self.deadline = self._began + run.options.ready_timeout
         self.last = ""
 
     def left(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
+
+    def pause(self, least: float) -> float:
+        """Seconds until the next look."""
+        return max(least, min((time.monotonic() - self._began) / _LOOK_SHARE, _LOOK_LAST))
 
     def check(self) -> None:
         run = self._run
@@ -248,12 +257,10 @@ async def _http(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdict, 
 async def _accepts(loop: Loop, run: Run, outlet: Outlet, verdict: _Verdict) -> None:
     verdict.last = f"nothing accepts on {outlet.name} ({outlet.address})"
     probe = Probe(loop, outlet, run.slot)
-    seconds = _LOOK_SECONDS
     try:
         while not probe.accepted():
             verdict.check()
-            await pause(loop, seconds, run.died)
-            seconds = min(seconds * 1.5, _LOOK_LAST)
+            await pause(loop, verdict.pause(_LOOK_FIRST), run.died)
     finally:
         probe.close()
     verdict.check()  # a socket that is accepted because its queue is closed is no good sign
@@ -272,7 +279,7 @@ async def _attends(loop: Loop, run: Run | Newcomer, outlets: list[Outlet], verdi
             return f"is assumed to be, after {_ASSUMED_SECONDS:g} s: {found.blind}"
         missed = next(outlet for inode, outlet in inodes.items() if inode not in found.inodes)
         verdict.last = f"nobody waits for {missed.name} ({missed.address})"
-        await pause(loop, _LOOK_LAST, run.died)
+        await pause(loop, verdict.pause(_LOOK_THROUGH), run.died)
 
 
 async def _notified(loop: Loop, run: Run | Newcomer, listener: NotifyListener, verdict: _Verdict) -> str:
