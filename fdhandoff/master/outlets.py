@@ -8,7 +8,7 @@ import os
 import socket
 
 from ..errors import ListenerError, SystemCallError, Unsupported
-from ..system.connections import SYN_RECV, connections, count
+from ..system.connections import CLOSE_WAIT, ESTABLISHED, SYN_RECV, count, other_end
 from ..system.fds import describe, listener_queue
 from ..system.hearing import hung_up
 from ..system.paths import unlink_control
@@ -169,14 +169,13 @@ class KernelOutlet(Outlet):
             self._attach(None)
 
     def accepted(self, slot: int, probe: socket.socket) -> bool:
-        host, port = probe.getsockname()[:2]
-        if self.waiting(slot):
-            # Perhaps others alone: a server that takes one after the other gets to them when our silent one has gone.
-            ours = (seen for seen in connections(self._port, self._family) if seen.remote[1] == port)
-            return any(seen.inode and seen.remote[0].removeprefix("::ffff:") == host for seen in ours)
-        # Connected, as the client sees it, is not yet in the queue: the handshake's last packet may be on its way.
-        on_its_way = any(seen.remote[1] == port for seen in connections(self._port, self._family, (SYN_RECV,)))
-        return not on_its_way and self.waiting(slot) == 0
+        # Not whether the queue is empty: users may wait in it, of whom a server that takes one after the other sees nothing
+        # before our silent probe has gone.
+        end = other_end(probe)
+        if end is None:
+            return self.waiting(slot) == 0
+        # Nor what the client sees: the handshake's last packet may be on its way to the queue.
+        return bool(end.inode) or end.state not in (SYN_RECV, ESTABLISHED, CLOSE_WAIT)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self._target())

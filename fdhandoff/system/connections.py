@@ -114,6 +114,26 @@ def connections(port: int, family: int = 0, states: Iterable[int] = SERVED) -> l
     return [_seen(buffer, at) for buffer, at in _inet(port, family, socket.IPPROTO_TCP, states)]
 
 
+def other_end(sock: socket.socket) -> Seen | None:
+    """Of a TCP connection to this very host: its other socket, which has no inode as long as it waits to be accepted. ``None``
+    when there is none any more, or only one that is bound to an interface. The kernel looks this one up: that takes
+    microseconds where a list takes milliseconds, because a list is a walk through the table of all connections.
+    """
+    mine, theirs = sock.getsockname(), sock.getpeername()
+    hosts = [socket.inet_pton(sock.family, end[0].partition("%")[0]).ljust(16, b"\0") for end in (theirs, mine)]
+    ports = [end[1].to_bytes(2, "big") for end in (theirs, mine)]
+    anybody = bytes(4) + b"\xff" * 8  # on any interface, with any cookie
+    asked = b"".join((*ports, *hosts, anybody))
+    try:
+        rows = list(_ask(_INET_REQUEST.pack(sock.family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF, asked), _REQUEST))
+    except SystemCallError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    found = [_seen(buffer, at) for buffer, at, _ in rows]
+    return found[0] if found and found[0].state != LISTEN else None
+
+
 def established(port: int, family: int = 0) -> list[Seen]:
     """The connections of ``port`` that are still being served, by a process or from a queue to one. What the kernel
     delivers alone counts while there is data that the client has not got.

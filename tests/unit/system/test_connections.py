@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import sys
 import tempfile
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +28,7 @@ from fdhandoff.system.connections import (
     established,
     half_open,
     inodes_of,
+    other_end,
     remaining,
     unix_accepted,
     unix_connections,
@@ -90,6 +93,38 @@ def test_a_connection_is_described(listener: socket.socket) -> None:
         assert seen.unread == 5
         assert established(port_of(listener), socket.AF_INET6) == []
     assert established(port_of(listener)) == []
+
+
+@pytest.mark.parametrize(
+    ("bind", "host"),
+    [("127.0.0.1", "127.0.0.1"), pytest.param("::", "127.0.0.1", marks=ipv6), pytest.param("::1", "::1", marks=ipv6)],
+)
+def test_the_other_end_of_a_connection_has_no_inode_until_it_is_accepted(bind: str, host: str) -> None:
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    with (
+        socket.create_server((bind, 0), family=family, dualstack_ipv6=bind == "::") as listener,
+        socket.create_connection((host, port_of(listener))) as client,
+        socket.create_connection((host, port_of(listener))),
+    ):
+        waiting = other_end(client)
+        assert waiting is not None
+        assert (waiting.inode, waiting.state, waiting.remote[1]) == (0, ESTABLISHED, port_of(client))
+        with listener.accept()[0] as server:
+            accepted = other_end(client)
+            assert accepted is not None
+            assert (accepted.inode, accepted.cookie) == (inode_of(server), cookie_of(server))
+        closed = other_end(client)
+        assert closed is not None
+        assert (closed.inode, closed.state in (FIN_WAIT1, FIN_WAIT2)) == (0, True)
+
+
+def test_of_a_connection_that_was_reset_there_is_no_other_end(listener: socket.socket) -> None:
+    with pair(listener) as (client, server):
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        mine, theirs = client.getsockname(), client.getpeername()
+        server.close()
+        reset = SimpleNamespace(family=socket.AF_INET, getsockname=lambda: mine, getpeername=lambda: theirs)
+        assert other_end(reset) is None  # type: ignore[arg-type]
 
 
 @ipv6
