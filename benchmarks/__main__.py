@@ -12,7 +12,7 @@ from importlib import import_module
 
 from .measure import Row
 
-MODULES = ("gate", "accept", "channel", "ready", "cost")
+MODULES = ("gate", "accept", "channel", "ready", "cost", "upgrade")
 
 
 def main() -> int:

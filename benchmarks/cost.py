@@ -4,16 +4,11 @@ Fresh processes, in turns with a bare interpreter. Memory is the proportional se
 
 from __future__ import annotations
 
-import atexit
-import functools
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 
-from .measure import ROOT, Row, take_turns
+from .measure import Row, as_installed, take_turns
 
 _PSS = """
 for line in open("/proc/self/smaps_rollup"):
@@ -27,19 +22,10 @@ service = fdhandoff.Service("benchmark", path=None, signals={})
 """
 
 
-@functools.cache
-def _cache() -> str:
-    folder = tempfile.mkdtemp(prefix="fdhandoff-bench-")
-    atexit.register(shutil.rmtree, folder)
-    return folder
-
-
 def _run(code: str) -> str:
-    # As installed: the bytecode is there. The first turn, which does not count, makes it.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": _cache()}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    # The first turn, which does not count, makes the bytecode.
     return subprocess.run(
-        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=as_installed()
     ).stdout
 
 

@@ -4,6 +4,8 @@ that what else the machine does meanwhile hits all of them alike."""
 from __future__ import annotations
 
 import atexit
+import functools
+import math
 import os
 import shutil
 import statistics
@@ -93,6 +95,26 @@ def take_turns(ways: Mapping[str, Callable[[], float]], turns: int) -> dict[str,
             if turn:
                 samples[name].append(sample)
     return samples
+
+
+@functools.cache
+def _cache() -> str:
+    folder = tempfile.mkdtemp(prefix="fdhandoff-bench-")
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
+
+def as_installed() -> dict[str, str]:
+    """The environment of a program that is run as if it were installed: its bytecode is there once it has run."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": _cache()}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
+def quantile(samples: Sequence[float], share: float) -> float:
+    """The least of the samples that no more than ``1 - share`` of them exceed."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
 
 
 _built: dict[str, str] = {}
