@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from .deadline import after
@@ -16,6 +15,7 @@ from .errors import (
     PeerUntrusted,
     ProtocolError,
 )
+from .notation import dumps, loads
 from .protocol import frames
 from .protocol.messages import VERSION_MAX, VERSION_MIN, Event, Message, Refused, Request, Response
 from .system.channel import Channel, wait
@@ -70,7 +70,7 @@ def ask(
             min_version=VERSION_MIN,
             max_version=VERSION_MAX,
             verb=verb,
-            body=json.dumps(body or {}).encode(),
+            body=dumps(body or {}).encode(),
         )
         try:
             channel.send([(frames.encode(request), 0)], (), deadline)
@@ -125,7 +125,7 @@ def _answer(message: Message, path: str, verb: str) -> dict[str, Any]:
 
 def _body(raw: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(raw)
+        body = loads(raw)
     except ValueError as error:
         raise ProtocolError(f"the owner's answer is not JSON: {error}") from error
     if not isinstance(body, dict):

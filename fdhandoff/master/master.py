@@ -12,10 +12,11 @@ from collections import deque
 from functools import partial
 
 from .. import __version__, control, registry
-from ..deadline import format_duration
+from ..deadline import after, format_duration
 from ..errors import OLD, HandoffError, InProgress, RolledBack, SystemCallError, UpgradeError, sentence
 from ..signals import StopRequests
 from ..system.environment import connections_of
+from ..system.paths import connect_control
 from ..system.processes import become_subreaper, members, reap_all
 from . import journal, resume
 from .announce import Announcer
@@ -209,7 +210,12 @@ class Master:
         """Whether there is an owner, from whom we are to take."""
         if self.options.takeover == NEVER:
             return False
-        from .taking import take_over  # late: most masters begin afresh
+        if not self.options.source:
+            owner = connect_control(source, after(self.options.ready_timeout)).sock
+            if owner is None:
+                return False
+            owner.close()
+        from .taking import take_over  # late: most masters begin afresh, and need not carry it
 
         taking = self.taking = take_over(self, source)
         if taking is None:
