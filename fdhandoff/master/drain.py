@@ -136,7 +136,7 @@ async def serve_stranded(master: Master) -> None:
 
 def serve_waiting(master: Master, run: Run) -> int:
     """What waits in the queue of a generation that will never accept it is served by the one that serves: how many."""
-    rescued = _relay_all(master, lambda outlet: outlet.forsaken(run.slot))
+    rescued = rescue(master, run.slot)
     if rescued:
         master.say(f"{master.current} serves {counted(rescued)} that waited for {run}, through the master")
     return rescued

@@ -114,6 +114,4 @@ def test_a_dry_run_looks_for_them_and_runs_neither(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--check", "--pre-start", "--post-switch"])
 def test_a_command_that_can_not_be_split_is_wrong_usage(tmp_path: Path, option: str) -> None:
     done = verb("run", "--path", str(tmp_path / "s"), option, "it's", "--", "true")
-    assert (done.returncode, done.stderr.count("\n"), "No closing quotation" in done.stderr) == (2, 1, True), (
-        done.stderr
-    )
+    assert (done.returncode, done.stderr.count("\n"), "quotation" in done.stderr) == (2, 1, True), done.stderr
