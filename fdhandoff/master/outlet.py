@@ -30,6 +30,7 @@ class Outlet:
     mode: str
     text = ""  # as it was bound; empty where it was not bound here
     origin = BOUND
+    home = -1  # where all shall wait at the end: the group's number for it
     stays = False  # also where the configuration says nothing of it
     probed = False
     host = ""

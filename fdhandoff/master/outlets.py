@@ -367,12 +367,13 @@ def reopen_outlet(
     slots: int,
     found: dict[int, socket.socket],
     lent: Sequence[socket.socket] = (),
+    foreign: Sequence[socket.socket] = (),
 ) -> Outlet:
     """The outlet whose sockets were found again, by slot, in processes that outlived the last master; ``lent`` are those that
-    others hold. Takes them all."""
+    others hold, ``foreign`` those that belong to others, who may still accept from them. Takes them all."""
     outlet: Outlet
     if mode == KERNEL:
-        outlet = _group_of(name, found, lent, slots)
+        outlet = _group_of(name, found, lent, slots, foreign)
     elif mode == RENAME:
         outlet = RenameOutlet(name, parse_bind(text), found)
     else:
@@ -385,12 +386,19 @@ def reopen_outlet(
     return outlet
 
 
-def _group_of(name: str, found: dict[int, socket.socket], lent: Sequence[socket.socket], slots: int) -> KernelOutlet:
+def _group_of(
+    name: str,
+    found: dict[int, socket.socket],
+    lent: Sequence[socket.socket],
+    slots: int,
+    foreign: Sequence[socket.socket] = (),
+) -> KernelOutlet:
     """A group that is one already, in an order that the kernel is asked for: the sockets of idle slots ended with whoever
     made it, so the others have moved. ``found``: ours, by slot; ``lent``: what others hold, which may be the same ones."""
     by_cookie = {_cookie(sock): sock for sock in found.values()}
-    cookies = [_cookie(sock) for sock in lent]
-    for cookie, sock in zip(cookies, lent, strict=True):
+    home = _cookie(lent[0]) if lent else 0
+    cookies = [_cookie(sock) for sock in [*lent, *foreign]]
+    for cookie, sock in zip(cookies, [*lent, *foreign], strict=True):
         if by_cookie.setdefault(cookie, sock) is not sock:
             sock.close()
     group = Group.from_sockets(list(by_cookie.values()), slots + len(cookies), in_order=False)
@@ -399,9 +407,7 @@ def _group_of(name: str, found: dict[int, socket.socket], lent: Sequence[socket.
     if not found:
         places[0] = of[cookies[0]]
     others = [of[cookie] for cookie in cookies]
-    return KernelOutlet(
-        name, group, slots, spread(places, others, slots), lent=others, home=others[0] if others else -1
-    )
+    return KernelOutlet(name, group, slots, spread(places, others, slots), lent=others, home=of[home] if home else -1)
 
 
 def spread(places: dict[int, int], lent: Collection[int], slots: int) -> dict[int, int]:

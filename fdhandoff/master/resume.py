@@ -51,7 +51,11 @@ _KEPT_OPTIONS = ("directory", "conventions", "drain_signal", "grace", "kill_afte
 def snapshot(master: Master) -> dict[str, Any]:
     """All that a successor must know, as JSON has it; descriptors only by their sockets' cookies, moments as the monotonic
     clock has them: it goes on as long as the processes do."""
+    taking = master.taking
+    # Those of whoever had the service before us: they are not ours to end, nor to accept from.
+    foreign = taking.reserved if taking is not None else set()
     return {
+        "uncommitted": taking is not None and not taking.committed,
         "pid": os.getpid(),
         "number": master.numbers,
         "current": master.current.number if master.current is not None else 0,
@@ -72,8 +76,12 @@ def snapshot(master: Master) -> dict[str, Any]:
                 "address": outlet.address,
                 "origin": outlet.origin,
                 "stays": outlet.stays,
-                "cookies": {str(slot): _cookie(sock) for slot, sock in outlet.sockets().items()},
-                "lent": [_cookie(sock) for sock in outlet.lent_sockets()],
+                "cookies": {str(slot): _cookie(sock) for slot, sock in outlet.sockets().items() if slot not in foreign},
+                "lent": [_cookie(sock) for sock in outlet.lent_sockets() if outlet.home >= 0],
+                "foreign": [
+                    *(_cookie(sock) for sock in outlet.lent_sockets() if outlet.home < 0),
+                    *(_cookie(sock) for slot, sock in outlet.sockets().items() if slot in foreign),
+                ],
             }
             for outlet in master.outlets
         ],
@@ -140,6 +148,12 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
     """Takes over what a dead master left, if any of it lives: whether it did. The listeners are found in the processes that
     still hold them, and among those that were ``given`` to us, from where they are taken out."""
     alive = living(state)
+    if state.get("uncommitted"):
+        # Whoever had the service before that master has it still.
+        for number, processes in alive.items():
+            master.say(f"generation {number} was not ready when the master died: it is ended")
+            _end(processes)
+        return False
     _end_strays(master, state, {process.pid for processes in alive.values() for process in processes})
     if not alive:
         return False
@@ -164,7 +178,12 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
             given.remove(pair)
         known = entry.get("lent", [])
         socks = sorted((sock for _, sock in lent), key=lambda sock: _cookie(sock) not in known[:1])
-        outlet = reopen_outlet(entry["mode"], entry["name"], entry["text"], master.slots, mine, socks)
+        missing = {*known, *entry.get("foreign", ())} - {_cookie(sock) for sock in [*mine.values(), *socks]}
+        elsewhere = _in_other_hands(entry, missing) if entry["mode"] == KERNEL and missing else {}
+        socks += [elsewhere.pop(cookie) for cookie in known if cookie in elsewhere]
+        outlet = reopen_outlet(
+            entry["mode"], entry["name"], entry["text"], master.slots, mine, socks, list(elsewhere.values())
+        )
         outlet.origin, outlet.stays = entry.get("origin", BOUND), entry.get("stays", False)
         master.outlets.append(outlet)
     for name, sock in given:
@@ -179,6 +198,23 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
     _restore(master, state, alive)
     master.store.orphans -= {run.slot for run in master.runs}
     return True
+
+
+def _in_other_hands(entry: dict[str, Any], cookies: set[int]) -> dict[int, socket.socket]:
+    """Members of the group that are not ours, and that somebody still has: without them its order is not to be found out."""
+    from .strangers import holders_of  # late: this happens after a crash
+
+    port = int(entry["address"].rpartition(":")[2])
+    rows = [*bound(port, socket.SOCK_STREAM), *bound(port, socket.SOCK_DGRAM)]
+    inodes = {row.inode for row in rows if row.cookie in cookies}
+    found: dict[int, socket.socket] = {}
+    for process in holders_of(inodes) if inodes else ():
+        with process:
+            try:
+                found.update(sockets_of(process, cookies - found.keys()))
+            except SystemCallError:
+                continue  # another may have it, too
+    return found
 
 
 def _of_address(sock: socket.socket, entry: dict[str, Any], mine: dict[int, socket.socket]) -> bool:

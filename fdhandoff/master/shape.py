@@ -70,6 +70,7 @@ _OUTLET = {
     "origin?": str,
     "stays?": bool,
     "lent?": [int],
+    "foreign?": [int],
     "members?": [int],
     "places?": {"": int},
     "lent_places?": [int],
@@ -93,6 +94,7 @@ _STATE = {
     "runs": [_RUN],
     "control?": int,
     "successor?": int,
+    "uncommitted?": bool,
     "reply?": int,
 }
 

@@ -15,6 +15,7 @@ import pytest
 from ...conftest import needs
 from ..cli import DEADLINE, Running, environment, wait_for
 from . import Load, Service, quick, request, rude
+from .test_giving_and_taking import alive
 from .test_servers import module
 
 if TYPE_CHECKING:
@@ -213,10 +214,32 @@ def test_a_master_that_is_killed_before_the_switch_leaves_the_old_server_serving
         os.kill(service.pid, signal.SIGKILL)
         service.running.ends()
         load.heard(0, 50)
-        os.kill(orphan, signal.SIGKILL)
-        load.heard(0, 50)
+        assert set(load.generations()) == {0}
+        with adopting(tmp_path, old) as again:
+            again.running.says("was not ready when the master died: it is ended")
+            assert not alive(orphan)
+            assert again.status()["listeners"][0]["switch"] == "kernel"
+            load.heard(1)
+            load.end()
+            again.stop()
     assert not load.failures, load.failures
-    assert set(load.generations()) == {0}
+
+
+def test_a_master_that_is_killed_after_the_switch_is_succeeded_beside_the_old_server(tmp_path: Path) -> None:
+    with nginx(tmp_path) as old, Load(old.address) as load:
+        with adopting(tmp_path, old, "--probation", "60s") as service:
+            load.heard(1, 50)
+            os.kill(service.pid, signal.SIGKILL)
+            service.running.ends()
+            load.heard(1, 50)
+            with Service(tmp_path, *quick(), bind="") as again:
+                assert again.status()["generation"] == 1
+                again.upgrade()
+                load.heard(2)
+                assert old.process.poll() is None
+                load.end()
+                again.stop()
+        assert not load.failures, load.failures
 
 
 def test_several_listeners_get_the_names_of_their_binds(tmp_path: Path) -> None:

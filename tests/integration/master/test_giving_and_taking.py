@@ -292,6 +292,32 @@ def test_an_old_master_that_is_killed_after_the_commit_leaves_nothing(
     assert listening(address[1]) == 0
 
 
+def test_a_new_master_that_is_killed_while_the_old_one_drains_is_succeeded_beside_it(
+    tmp_path: Path, masters: contextlib.ExitStack
+) -> None:
+    first = masters.enter_context(Service(tmp_path, *quick()))
+    address = first.address()
+    answers: list[tuple[str, int, int]] = []
+    slow = threading.Thread(target=lambda: answers.append(request(address, "/sleep6")))
+    slow.start()
+    wait_for(lambda: first.status()["generations"][-1]["active"], "the slow request to be seen")
+    second = taker(tmp_path)
+    first.running.says("has the service for good")
+    kill(second.pid)
+    second.running.ends()
+    with Load(address) as load:
+        third = masters.enter_context(taker(tmp_path, wait=False))
+        third.running.says("is alive: it goes on")
+        third.serves()
+        third.upgrade()
+        load.heard(3)
+    assert not load.failures, load.failures
+    slow.join(DEADLINE)
+    assert answers[0][1] == 1, "the old master's generation was ended as a stray"
+    assert first.running.ends() == 0
+    third.stop()
+
+
 def test_a_signal_in_the_probation_of_the_next_ends_the_old_one_early(
     tmp_path: Path, masters: contextlib.ExitStack
 ) -> None:
