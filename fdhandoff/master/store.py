@@ -158,11 +158,22 @@ class Store:
                 self.kept[key] = cookie
 
     def close(self) -> None:
-        """The service ends here. Whether it is started again, and gets what is kept, is the manager's to know; but a Unix
-        socket whose path goes is of no use to anybody."""
+        """The service ends here. Whether it is started again, and gets what is kept, is the manager's to know. But a Unix
+        socket whose path goes is of no use to anybody, and where the manager itself has bound, all waits in its own queue."""
         if self._manager:
-            left = {key: pair for key, pair in self._wanted().items() if pair[1].family != socket.AF_UNIX}
-            self._keep({key: pair for key, pair in left.items() if key in self.kept})
+            elsewhere = {
+                sock.fileno()
+                for outlet in self._master.outlets
+                if outlet.lent_sockets()
+                for sock in outlet.sockets().values()
+            }
+            self._keep(
+                {
+                    key: (cookie, sock)
+                    for key, (cookie, sock) in self._wanted().items()
+                    if key in self.kept and sock.family != socket.AF_UNIX and sock.fileno() not in elsewhere
+                }
+            )
         for stored in self._came:
             stored.sock.close()
         self._came = []

@@ -157,6 +157,10 @@ class Bed:
 
     _errors = ""
 
+    @property
+    def running(self) -> bool:
+        return self._watch is not None and bool(self.leader)
+
     def close(self) -> None:
         watch, self._watch = self._watch, None
         if watch is None:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
     Boot = Callable[[int], Bed]
 
+BEDS: pytest.StashKey[list[Bed]] = pytest.StashKey()
+
 
 @pytest.fixture
 def boot(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Boot]:
     """Boots a release of systemd: ``boot(252)``."""
-    beds: list[Bed] = []
+    beds = request.node.stash.setdefault(BEDS, [])
 
     def start(version: int) -> Bed:
         folder = tmp_path / f"bed{len(beds)}"
@@ -31,13 +33,8 @@ def boot(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Boot]:
     try:
         yield start
     finally:
-        report = getattr(request.node, "report_of_call", None)
         for bed in beds:
-            try:
-                if bed.leader and (report is None or report.failed):
-                    request.node.add_report_section("call", "journal", bed.log())
-            finally:
-                bed.close()
+            bed.close()
 
 
 @pytest.fixture
@@ -47,8 +44,10 @@ def bed(boot: Boot) -> Bed:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
-    if report.when == "call":
-        item.report_of_call = report
+    if report.failed:
+        for bed in item.stash.get(BEDS, []):
+            if bed.running:
+                report.sections.append(("journal", bed.log()))
     return report
