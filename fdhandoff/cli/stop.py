@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 
 from ..client import ask
+from ..deadline import after
 from ..errors import HandoffError
+from ..system.process import Process
 from .outcome import REFUSED, Failure, UsageError, say
 from .steering import Steering, arguments_of, steer
 from .target import chosen_target
+from .units import is_being_stopped, unit_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,24 +60,43 @@ def _clean_up(options: Namespace) -> int:
     if options.pid is not None:
         raise UsageError("--left-over wants the path or the name: the process that served there is dead")
     path = chosen_target(options)
+    seconds = _PATIENCE_SECONDS if options.timeout is None else options.timeout
     result = os.environ.get("SERVICE_RESULT", "")
     ended: list[int] = []
-    if result in _CRASHES:
+    master = _master_at(path)
+    if master:
+        if not result or not unit_of(master) or unit_of(master) != unit_of(os.getpid()):
+            raise Failure(
+                f"a live process answers at {path}: nothing is left over; stop ends it in good order", REFUSED
+            )
+        say(f"process {master} serves on, of whose master the unit has lost sight: it is stopped")
+        _stop(path, master, seconds)
+    elif result in _CRASHES and not is_being_stopped(unit_of(os.getpid())):
         say(f"the master was ended by {result}: what it left is for the next start, which finds it again")
-    elif _answers(path):
-        raise Failure(f"a live process answers at {path}: nothing is left over; stop ends it in good order", REFUSED)
-    else:
-        from ..master.leftover import end_left_over
+        return _tell(options, ended)
+    from ..master.leftover import end_left_over
 
-        ended = end_left_over(path, _PATIENCE_SECONDS if options.timeout is None else options.timeout, say)
+    ended = end_left_over(path, seconds, say)
+    return _tell(options, ended)
+
+
+def _tell(options: Namespace, ended: list[int]) -> int:
     if options.json:
         print(json.dumps({"schema": 1, "ended": ended}))
     return 0
 
 
-def _answers(path: str) -> bool:
+def _master_at(path: str) -> int:
+    """The pid of who answers at the path; 0 for nobody."""
     try:
-        ask(path, "status", timeout=_ANSWER_SECONDS)
+        return int(ask(path, "status", timeout=_ANSWER_SECONDS).get("pid") or 0)
     except HandoffError:
-        return False
-    return True
+        return 0
+
+
+def _stop(path: str, pid: int, seconds: float) -> None:
+    with Process.from_pid(pid) as process:
+        ask(path, "stop", timeout=_ANSWER_SECONDS)
+        if process.wait(after(seconds)) is None:
+            process.signal(signal.SIGKILL)  # what it leaves then is ended next
+            process.wait(after(_ANSWER_SECONDS))

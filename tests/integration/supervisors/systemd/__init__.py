@@ -224,7 +224,9 @@ class Bed:
         path.write_text(text, encoding="utf-8")
 
     def user_unit(self, name: str, text: str) -> None:
-        (self._user_units / name).write_text(text, encoding="utf-8")
+        path = self._user_units / name
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
     def reload(self) -> None:
         self.systemctl("daemon-reload")
