@@ -64,11 +64,12 @@ def _clean_up(options: Namespace) -> int:
     result = os.environ.get("SERVICE_RESULT", "")
     ended: list[int] = []
     master = _master_at(path)
+    if master and not result:
+        raise Failure(f"a live process answers at {path}: nothing is left over; stop ends it in good order", REFUSED)
     if master:
-        if not result or not unit_of(master) or unit_of(master) != unit_of(os.getpid()):
-            raise Failure(
-                f"a live process answers at {path}: nothing is left over; stop ends it in good order", REFUSED
-            )
+        if unit_of(master) != unit_of(os.getpid()):
+            say(f"process {master}, which is none of this unit's, serves at {path}: nothing is left over")
+            return _tell(options, ended)
         say(f"process {master} serves on, of whose master the unit has lost sight: it is stopped")
         _stop(path, master, seconds)
     elif result in _CRASHES and not is_being_stopped(unit_of(os.getpid())):

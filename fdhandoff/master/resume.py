@@ -14,7 +14,6 @@ from ..control import Reply
 from ..deadline import after
 from ..errors import OLD, HandoffError, SystemCallError, UpgradeError
 from ..successor import START_DIRECTORY, own_command
-from ..system import environment
 from ..system.adoption import sockets_of
 from ..system.channel import Channel
 from ..system.connections import LISTEN, bound, inodes_of, unix_connections
@@ -30,6 +29,7 @@ from .outlet import BOUND, RENAME, Outlet
 from .outlets import KernelOutlet, reopen_outlet, spread
 from .renaming import private_name
 from .run import CANARY, SERVING, STARTING, Run, kill_group
+from .strangers import is_of_a_master
 from .tasks import Future, first, sleep
 
 TYPE_CHECKING = False
@@ -238,20 +238,12 @@ def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
             continue
         try:
             # A service manager may hold them, too, and rightly.
-            stray = _was_started_by_a_master(pid) and bool(queues & inodes_of([pid]))
+            stray = is_of_a_master(pid) and bool(queues & inodes_of([pid]))
         except SystemCallError:
             continue  # another user's: none that we started
         if stray:
             master.say(f"process {pid} was started as the master died, and is in no generation: it is ended")
             _end([process for process in [find([pid, 0])] if process is not None])
-
-
-def _was_started_by_a_master(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"\0{environment.GENERATION}=".encode() in b"\0" + file.read()
-    except OSError:
-        return False  # it has ended, or is another user's: none that we started
 
 
 def _queues(state: dict[str, Any]) -> set[int]:

@@ -8,6 +8,7 @@ import time
 
 from ..deadline import format_duration
 from ..errors import SystemCallError
+from ..system import environment
 from ..system.connections import inodes_of
 from ..system.process import Process
 from ..system.processes import members
@@ -98,12 +99,22 @@ def _kill(pid: int) -> None:
         return
 
 
+def is_of_a_master(pid: int) -> bool:
+    """Whether a master started it, or one of its ancestors. A socket alone proves nothing: a service manager, whom to end would
+    be to end all, may keep it, and rightly."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"\0{environment.GENERATION}=".encode() in b"\0" + file.read()
+    except OSError:
+        return False  # it has ended, or is another user's: none that we started
+
+
 def holders_of(inodes: Collection[int]) -> list[Process]:
-    """Who has one of these sockets open, besides us, as far as we may see."""
+    """Whom a master started and who has one of these sockets open, as far as we may see."""
     found = []
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]:
         try:
-            if inodes_of([pid]).isdisjoint(inodes):
+            if not is_of_a_master(pid) or inodes_of([pid]).isdisjoint(inodes):
                 continue
             found.append(Process.from_pid(pid))
         except SystemCallError:
