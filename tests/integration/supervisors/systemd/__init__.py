@@ -212,6 +212,20 @@ class Bed:
         listed = self.inside("sh", "-c", f"find /sys/fs/cgroup{group} -name cgroup.procs -exec cat {{}} +", check=False)
         return sorted(map(int, listed.stdout.split()))
 
+    def programs(self, unit: str) -> list[int]:
+        """The same without those that only pass output on."""
+        pids = self.processes(unit)
+        listed = (
+            self.inside("ps", "-o", "pid=,comm=", "-p", ",".join(map(str, pids)), check=False).stdout if pids else ""
+        )
+        return [int(line.split()[0]) for line in listed.splitlines() if line.split()[1] != "fdh-relay"]
+
+    def freeze(self, pid: int) -> None:
+        """Stops it; returns when no thread of it runs any more."""
+        self.inside("kill", "-STOP", str(pid))
+        states = ["sh", "-c", f"cut -d')' -f2 /proc/{pid}/task/*/stat"]
+        wait_for(lambda: {line.split()[0] for line in self.inside(*states).stdout.splitlines()} == {"T"}, "it to stop")
+
     def main_pid(self, unit: str) -> int:
         return int(self.show(unit, "MainPID"))
 

@@ -59,7 +59,7 @@ def listener(bed: Bed, *options: str) -> dict[str, Any]:
     return dict(facts["listeners"][0])
 
 
-@pytest.mark.parametrize("version", [252, 254, 257])
+@pytest.mark.parametrize("version", [252, 257])
 def test_the_first_connection_starts_it_and_upgrades_under_load_lose_nothing(boot: Boot, version: int) -> None:
     bed = boot(version)
     start(bed)
@@ -68,7 +68,7 @@ def test_the_first_connection_starts_it_and_upgrades_under_load_lose_nothing(boo
         pid = bed.main_pid("web")
         facts = listener(bed)
         assert (facts["name"], facts["origin"], facts["switch"]) == ("http", "inherited", "kernel")
-        for number in range(2, 6):
+        for number in range(2, 5):
             bed.systemctl("reload", "web")
             load.heard(number)
     assert not load.failures
@@ -91,7 +91,7 @@ def test_another_user_than_the_one_who_bound_shares_the_queue(bed: Bed) -> None:
     assert not load.failures
 
 
-@pytest.mark.parametrize("version", [252, 254, 257])
+@pytest.mark.parametrize("version", [252, 257])
 def test_what_is_queued_over_a_restart_is_served(boot: Boot, version: int) -> None:
     bed = boot(version)
     start(bed)
@@ -131,7 +131,7 @@ def test_everything_dies_and_what_waits_in_any_queue_is_served(bed: Bed) -> None
     bed.systemctl("reload", "web")
     (_, number, server) = bed.request(WEB)
     assert number == 2
-    bed.inside("kill", "-STOP", str(server))
+    bed.freeze(server)
     clients = [Question(bed, WEB) for _ in range(8)]
     wait_for(lambda: _waiting(bed) == 8, f"8 in the queue, not {_waiting(bed)}")
     bed.systemctl("kill", "-s", "KILL", "web")
