@@ -110,12 +110,24 @@ class Scene:
         return self.run(*COMMANDS, *QUICK, bind=f"unix:{public}", trapped=trapped)
 
     def family(self) -> set[int]:
-        """Every process of the service, wherever it hangs."""
+        """Every process of the service, wherever it hangs, but the relays of its output."""
+        return {pid for pid, relay in self._marked() if not relay}
+
+    def pipes(self) -> list[str]:
+        """What its relays read."""
+        found = []
+        for pid, relay in self._marked():
+            with contextlib.suppress(OSError):
+                if relay:
+                    found.append(os.readlink(f"/proc/{pid}/fd/0"))
+        return found
+
+    def _marked(self) -> set[tuple[int, bool]]:
         mark, found = self.mark.encode(), set()
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    found.add(int(pid))
+                    found.add((int(pid), Path(f"/proc/{pid}/comm").read_text() == "fdh-relay\n"))
             except OSError:
                 continue
         return found
@@ -184,6 +196,8 @@ def all_is_well(scene: Scene, service: Service, load: Load, number: int | None =
     assert facts["state"] == "serving"
     mine = {service.pid} | {pid for one in service.generations().values() for pid in one["pids"]}
     wait_for(lambda: scene.family() == mine, f"{mine} to be all that is left of {scene.family()}")
+    written = [os.readlink(f"/proc/{pid}/fd/2") for pid in mine]
+    wait_for(lambda: all(scene.pipes().count(pipe) == (pipe in written) for pipe in scene.pipes()), "no other relay")
     serving = facts["generation"]
     load.heard(serving)
     before = len(load.answers)
@@ -198,7 +212,7 @@ def all_is_well(scene: Scene, service: Service, load: Load, number: int | None =
 
 def nothing_is_left(scene: Scene, service: Service) -> None:
     assert service.stop() == 0
-    wait_for(lambda: not scene.family(), f"{scene.family()} to end")
+    wait_for(lambda: not scene.family() and not scene.pipes(), f"{scene.family()} to end")
     assert not scene.files()
 
 
