@@ -292,3 +292,21 @@ def test_a_port_that_is_taken_is_told_with_its_holder(folder: Path) -> None:
         refused = Uvicorn(folder, other.getsockname()[1])
         assert refused.ends() != 0
         assert f"is taken by pid {os.getpid()}" in refused.text()
+
+
+def test_two_thousand_idle_connections_move_in_one_upgrade(folder: Path) -> None:
+    port = free_port()
+    options = ["--timeout-keep-alive", "100", "--backlog", "4096"]
+    old = Uvicorn(folder, port, *options)
+    with stopping(old), contextlib.ExitStack() as stack:
+        old.serves(1)
+        clients = [stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(2000)]
+        assert {client.ask() for client in clients} == {1}
+        new = Uvicorn(folder, port, *options)
+        with stopping(new):
+            new.serves(2)
+            assert old.ends() == 0, old.text()
+            assert "2000 connections moved on, 0 ended here" in old.text()
+            assert {client.ask() for client in clients} == {2}
+            for client in clients:
+                client.close()
