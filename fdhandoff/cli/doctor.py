@@ -18,6 +18,7 @@ consequence); missing (something can't be done here).
 
 examples:
   fdhandoff-cli doctor
+  fdhandoff-cli doctor --unit web.service
   fdhandoff-cli doctor --json | jq '.checks[] | select(.verdict != "ok")'
 
 Run it as the user, and in the container or unit, that will run the service: most answers depend on it.
@@ -30,10 +31,12 @@ _MARKS = {OK: "ok     ", WARN: "warn   ", MISSING: "MISSING"}
 
 def arguments(parser: Parser) -> None:
     add_json(parser)
+    parser.add_argument("--unit", metavar="UNIT", help="look at a systemd unit instead; as in --unit web.service")
+    parser.add_argument("--user", action="store_true", help="with --unit: one of the user's own manager")
 
 
 def run(options: Namespace) -> int:
-    checks = all_checks()
+    checks = _of_unit(options.unit, user=options.user) if options.unit else all_checks()
     missing = [check for check in checks if check.verdict == MISSING]
     if options.json:
         print(json.dumps({"schema": 1, "verdict": _worst(checks), "checks": [check.facts() for check in checks]}))
@@ -41,6 +44,13 @@ def run(options: Namespace) -> int:
         sys.stdout.write(describe(checks))
     sys.stdout.flush()
     return 3 if missing else 0
+
+
+def _of_unit(unit: str, *, user: bool) -> list[Check]:
+    from .units import checks
+
+    name = unit if "." in unit else f"{unit}.service"
+    return [Check(name, what, *answer) for what, answer in checks(name, user=user)]
 
 
 def _worst(checks: list[Check]) -> str:
