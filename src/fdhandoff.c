@@ -1419,6 +1419,17 @@ static int become(const struct fdh_spawn *spawn) {
     return 0;
 }
 
+/* glibc has an enumeration for what is an int elsewhere. */
+#if defined(__GLIBC__)
+#define RESOURCE(number) ((__rlimit_resource_t)(number))
+#else
+#define RESOURCE(number) (number)
+#endif
+
+static rlim_t limit_of(uint64_t value) {
+    return value == FDH_UNLIMITED ? RLIM_INFINITY : (rlim_t)value;
+}
+
 /* Every disposition becomes the default. On Linux by raw system calls: the C library refuses to touch 32 and 33, which it
  * uses itself, yet an ancestor may have left those ignored (seen; test: ignored_signals_are_default_again_…). */
 static void reset_signals(void) {
@@ -1443,6 +1454,16 @@ static int prepare_child(struct child *child) {
     child->step = FDH_STEP_GROUP;
     if (spawn->own_group == 2 ? setsid() < 0 : spawn->own_group == 1 && setpgid(0, 0) < 0)
         return -errno;
+    child->step = FDH_STEP_LIMITS;
+    for (size_t i = 0; i < spawn->n_limits; i++) {
+        const struct fdh_limit *limit = &spawn->limits[i];
+        struct rlimit wanted = {.rlim_cur = limit_of(limit->soft), .rlim_max = limit_of(limit->hard)};
+        if (setrlimit(RESOURCE(limit->resource), &wanted) < 0)
+            return -errno;
+    }
+    child->step = FDH_STEP_ROOT;
+    if (spawn->root != NULL && (chroot(spawn->root) < 0 || chdir("/") < 0))
+        return -errno;
     child->step = FDH_STEP_IDENTITY;
     if (spawn->set_identity) {
         int error = become(spawn);
@@ -1458,6 +1479,17 @@ static int prepare_child(struct child *child) {
             return -ESRCH; /* it died before the request was made */
     }
 #endif
+    child->step = FDH_STEP_PRIVILEGES;
+    if (spawn->no_new_privileges) {
+#if defined(__linux__)
+        if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+            return -errno;
+#else
+        return -ENOSYS;
+#endif
+    }
+    if (spawn->set_mask)
+        umask((mode_t)spawn->mask);
     child->step = FDH_STEP_DIRECTORY;
     if (spawn->directory != NULL && chdir(spawn->directory) < 0)
         return -errno;
@@ -1586,6 +1618,43 @@ int fdh_spawn(const struct fdh_spawn *spawn, int64_t *pidp, int *pidfdp, int *st
     *pidfdp = pidfd;
     return 0;
 }
+
+/* --- capabilities ------------------------------------------------------------------------------------- */
+
+#if defined(__linux__)
+int fdh_capabilities_limit(uint64_t kept) {
+    struct {
+        uint32_t version;
+        int32_t pid;
+    } header = {0x20080522, 0}; /* _LINUX_CAPABILITY_VERSION_3: since Linux 2.6.26 */
+    struct {
+        uint32_t effective, permitted, inheritable;
+    } sets[2];
+    if (syscall(SYS_capget, &header, sets) < 0)
+        return -errno;
+    for (unsigned long number = 0; number < 64; number++)
+        if (!(kept >> number & 1)) {
+            /* First the bounding set, out of which a program of root's gets its capabilities back when it executes. */
+            int bound = prctl(PR_CAPBSET_READ, number, 0, 0, 0);
+            if (bound < 0)
+                break; /* beyond the last that this kernel knows */
+            if (bound > 0 && prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0)
+                return -errno; /* EPERM, at the first: CAP_SETPCAP counts for all */
+        }
+    /* One by one they leave with the permitted set, and the ambient with the inheritable. */
+    for (int i = 0; i < 2; i++) {
+        sets[i].permitted &= (uint32_t)(kept >> (32 * i));
+        sets[i].effective = sets[i].permitted;
+        sets[i].inheritable = 0;
+    }
+    return syscall(SYS_capset, &header, sets) < 0 ? -errno : 0;
+}
+#else
+int fdh_capabilities_limit(uint64_t kept) {
+    (void)kept;
+    return -ENOSYS;
+}
+#endif
 
 /* --- relay -------------------------------------------------------------------------------------------- */
 

@@ -269,8 +269,19 @@ enum fdh_spawn_step {
     FDH_STEP_DIRECTORY = 2,
     FDH_STEP_FDS = 3,
     FDH_STEP_EXEC = 4,
-    FDH_STEP_IDENTITY = 5
+    FDH_STEP_IDENTITY = 5,
+    FDH_STEP_LIMITS = 6,
+    FDH_STEP_ROOT = 7,
+    FDH_STEP_PRIVILEGES = 8
 };
+
+/* A resource limit of the child, as for setrlimit: FDH_UNLIMITED is RLIM_INFINITY. */
+struct fdh_limit {
+    int32_t resource;             /* RLIMIT_NOFILE and its like */
+    uint64_t soft;
+    uint64_t hard;
+};
+#define FDH_UNLIMITED 0xFFFFFFFFFFFFFFFF
 
 /* What to start, and in which surroundings. Zero-initialise, then set. */
 struct fdh_spawn {
@@ -290,6 +301,13 @@ struct fdh_spawn {
     uint32_t gid;
     const uint32_t *groups;
     size_t n_groups;
+    const struct fdh_limit *limits; /* set before the identity changes, which may not raise them any more */
+    size_t n_limits;
+    const char *root;             /* its root directory (chroot), in which file and directory are found; NULL: ours */
+    int32_t set_mask;             /* 1: its file mode creation mask is the next member; 0: ours */
+    int32_t mask;
+    int32_t no_new_privileges;    /* 1: no program that it executes gives it any (PR_SET_NO_NEW_PRIVS); -ENOSYS elsewhere
+                                     than on Linux */
 };
 #define FDH_LISTEN_PID_ROOM 32    /* bytes to reserve for the entry "LISTEN_PID=…" */
 
@@ -338,6 +356,11 @@ int fdh_relay_start(const struct fdh_relay *relay, int64_t *pidp, int *pidfdp);
  * at). -EBADMSG, -EINVAL as above. */
 int fdh_relay_read(int memory_fd, uint32_t stream, int from, void *buffer, size_t capacity, size_t *np,
                    uint64_t *readp, uint64_t *droppedp);
+
+/* Gives up, for ever and also after an exec, every capability but those in `kept` (bit n: capability n), as far as the
+ * thread has them; none is inheritable or ambient afterwards. Call it while there is one thread: each has its own.
+ * -EPERM without CAP_SETPCAP, and nothing is changed; -ENOSYS elsewhere than on Linux. */
+int fdh_capabilities_limit(uint64_t kept);
 
 /* --- switch: which generation's accept queue gets a new connection ------------------------------------ */
 

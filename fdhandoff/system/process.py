@@ -275,6 +275,11 @@ def exists(pid: int) -> bool:
     return True
 
 
+def lives(pid: int) -> bool:
+    """The same, of one that has not ended: a zombie, whom nobody has waited for yet, does nothing any more."""
+    return exists(pid) and _stat(pid)[0] not in ("Z", "X")
+
+
 def command_name(pid: int) -> str:
     """The program's short name, for messages: ``nginx``; empty where the system does not say."""
     try:
@@ -325,17 +330,17 @@ def peer_process(sock: socket.socket) -> Process | None:
 # --- starting one ---------------------------------------------------------------------------------------------
 
 
-def find_program(name: str, environ: Mapping[str, str], cwd: str | None = None) -> str:
-    """The file that the child's ``PATH`` and working directory make of ``name``, as a path that holds in ``cwd``;
-    links are not followed, so that the next generation looks afresh. ``SystemCallError``: ENOENT when there is none,
-    EACCES when what there is can't be executed.
+def find_program(name: str, environ: Mapping[str, str], cwd: str | None = None, root: str = "") -> str:
+    """The file that the child's ``PATH`` and working directory make of ``name``, as a path that holds in ``cwd``, and
+    in ``root`` if it has one of its own; links are not followed, so that the next generation looks afresh.
+    ``SystemCallError``: ENOENT when there is none, EACCES when what there is can't be executed.
     """
-    directory = cwd or ""
+    directory = cwd or ("/" if root else "")
     searched = environ.get("PATH", os.defpath)
     candidates = [name] if "/" in name else [os.path.join(entry or ".", name) for entry in searched.split(os.pathsep)]
     refused = ""
     for candidate in candidates if name else ():
-        where = os.path.join(directory, candidate)
+        where = root + os.path.join(directory, candidate)
         if os.path.isfile(where):
             if os.access(where, os.X_OK):
                 return candidate
@@ -359,6 +364,10 @@ def spawn(
     own_group: int = 0,
     death_signal: int = 0,
     identity: Identity | None = None,
+    limits: Mapping[int, tuple[int, int]] | None = None,
+    root: str = "",
+    umask: int | None = None,
+    no_new_privileges: bool = False,
 ) -> Process:
     """Starts ``argv`` and returns once the program runs.
 
@@ -369,13 +378,17 @@ def spawn(
     - ``own_group``: 1 a process group of its own, 2 a session of its own, 0 ours.
     - ``death_signal``: sent to it when the thread that called this ends (0: none; Linux).
     - ``identity``: whom it becomes (default: us).
+    - ``limits``: resource (``RLIMIT_NOFILE``) → soft and hard limit, -1 for none.
+    - ``root``: its root directory, in which the program and ``cwd`` are looked up (default: ours).
+    - ``umask``: its file mode creation mask (default: ours).
+    - ``no_new_privileges``: no program that it executes, set-uid ones included, gives it any privilege (Linux).
 
     ``SystemCallError`` says which step failed, and leaves no child.
     """
     if not argv:
         raise ValueError("argv is empty: name the program to start")
     environ = os.environ if env is None else env
-    program = argv[0] if identity is not None and "/" in argv[0] else find_program(argv[0], environ, cwd)
+    program = argv[0] if identity is not None and "/" in argv[0] else find_program(argv[0], environ, cwd, root)
     table = {0: 0, 1: 1, 2: 2} if fds is None else fds
     if any(fd < 0 for fd in table):
         raise ValueError(f"a child's descriptors are numbered from 0: {sorted(table)}")
@@ -416,6 +429,16 @@ def spawn(
         order.gid = identity.gid
         order.groups = array("uint32_t[]", identity.groups)
         order.n_groups = len(identity.groups)
+    if limits:
+        keep.append(ffi.new("struct fdh_limit[]", len(limits)))
+        order.limits, order.n_limits = keep[-1], len(limits)
+        for place, (resource, (soft, hard)) in enumerate(limits.items()):
+            order.limits[place].resource = resource
+            order.limits[place].soft, order.limits[place].hard = soft % 2**64, hard % 2**64
+    order.root = text(root) if root else ffi.NULL
+    if umask is not None:
+        order.set_mask, order.mask = 1, umask
+    order.no_new_privileges = no_new_privileges
 
     pid, pidfd, step = ffi.new("int64_t *"), ffi.new("int *", -1), ffi.new("int *", -1)
     result = lib.fdh_spawn(order, pid, pidfd, step)
@@ -438,7 +461,13 @@ def _spawn_error(
         return SystemCallError("chdir", number, doing=f"{doing} in {cwd!r}")
     if step == lib.FDH_STEP_IDENTITY and identity is not None:
         return SystemCallError("setuid", number, doing=f"{doing} as uid {identity.uid}, gid {identity.gid}")
-    call = {lib.FDH_STEP_GROUP: "setpgid", lib.FDH_STEP_FDS: "dup2"}.get(step, "fork")
+    if step == lib.FDH_STEP_LIMITS:
+        hint = ", whose hard limit only CAP_SYS_RESOURCE raises" if number == errno.EPERM else ""
+        return SystemCallError("setrlimit", number, doing=f"{doing} with its limits{hint}")
+    if step == lib.FDH_STEP_ROOT:
+        return SystemCallError("chroot", number, doing=f"{doing} in its own root directory")
+    calls = {lib.FDH_STEP_GROUP: "setpgid", lib.FDH_STEP_FDS: "dup2", lib.FDH_STEP_PRIVILEGES: "prctl(NO_NEW_PRIVS)"}
+    call = calls.get(step, "fork")
     return SystemCallError(call, number, doing=doing)
 
 

@@ -2,6 +2,7 @@
  *
  * SPDX-License-Identifier: MIT */
 #include "children.h"
+#include <sys/resource.h>
 
 static void no_descriptors_means_none(void)
 {
@@ -275,6 +276,104 @@ static void the_identity_is_as_asked_and_the_death_signal_survives_it(void)
     CHECK_EQUAL(getuid(), 0);
 }
 
+static void limits_mask_and_no_new_privileges_are_as_asked(void)
+{
+    static char *argv[] = {(char *)(uintptr_t)"sh", (char *)(uintptr_t)"-c",
+                           (char *)(uintptr_t)"echo $(ulimit -n) $(ulimit -H -n); umask;"
+                                              " grep NoNewPrivs /proc/self/status", NULL};
+    static const struct fdh_limit limits[] = {{RLIMIT_NOFILE, 77, 88}, {RLIMIT_CORE, 0, FDH_UNLIMITED}};
+    struct fdh_spawn spawn = reporting(NULL, 0, 0);
+    struct rlimit core;
+    int ends[2], fds[3] = {-1, -1, -1};
+
+    MUST(getrlimit(RLIMIT_CORE, &core));
+    MUST(pipe2(ends, O_CLOEXEC));
+    fds[1] = ends[1];
+    spawn.file = "/bin/sh";
+    spawn.argv = argv;
+    spawn.fds = fds;
+    spawn.n_fds = 3;
+    spawn.limits = limits;
+    spawn.n_limits = core.rlim_max == RLIM_INFINITY ? 2 : 1;
+    spawn.set_mask = 1;
+    spawn.mask = 0;
+    spawn.no_new_privileges = 1;
+    spawn_and_read(&spawn, ends[0], ends[1]);
+    CHECK(reported("77 88"));
+    CHECK(reported("0000"));
+    CHECK(reported("NoNewPrivs:\t1"));
+    MUST(getrlimit(RLIMIT_NOFILE, &core));
+    CHECK(core.rlim_cur != 77); /* ours are as they were */
+}
+
+static void raise_a_limit(struct fdh_spawn *spawn)
+{
+    static const struct fdh_limit limit = {RLIMIT_NOFILE, 1, 0}; /* soft above hard */
+
+    spawn->limits = &limit;
+    spawn->n_limits = 1;
+}
+
+static void nowhere(struct fdh_spawn *spawn)
+{
+    spawn->root = "/nowhere/at/all";
+}
+
+static void check_failure(void (*change)(struct fdh_spawn *), int error, int step)
+{
+    struct fdh_spawn spawn = reporting(NULL, 0, 0);
+    int64_t pid;
+    int pidfd, at = -1;
+
+    change(&spawn);
+    CHECK_EQUAL(fdh_spawn(&spawn, &pid, &pidfd, &at), error);
+    CHECK_EQUAL(at, step);
+    CHECK(waitpid(-1, NULL, WNOHANG) < 0); /* no child is left */
+}
+
+static void a_limit_or_a_root_that_can_not_be_had_is_told(void)
+{
+    check_failure(raise_a_limit, -EINVAL, FDH_STEP_LIMITS);
+    check_failure(nowhere, -ENOENT, FDH_STEP_ROOT);
+}
+
+static uint64_t capabilities(const char *which)
+{
+    char line[256];
+    unsigned long long found = 0;
+    FILE *status = fopen("/proc/self/status", "r");
+
+    CHECK(status != NULL);
+    while (status && fgets(line, sizeof line, status))
+        if (strncmp(line, which, strlen(which)) == 0)
+            found = strtoull(line + strlen(which), NULL, 16);
+    if (status)
+        fclose(status);
+    return found;
+}
+
+static void capabilities_that_are_given_up_are_gone_for_ever(void)
+{
+    const uint64_t kill = 1u << 5, setuid_too = 1u << 7;
+    int status = 0;
+    pid_t pid;
+
+    if (geteuid())
+        SKIP("only root has capabilities to give up");
+    pid = fork();
+    MUST(pid);
+    if (pid == 0) {
+        int fine = fdh_capabilities_limit(kill | setuid_too) == 0 && capabilities("CapEff:") == (kill | setuid_too) &&
+                   capabilities("CapPrm:") == (kill | setuid_too) && capabilities("CapBnd:") == (kill | setuid_too) &&
+                   capabilities("CapInh:") == 0 && capabilities("CapAmb:") == 0;
+        fine = fine && fdh_capabilities_limit(~(uint64_t)0) == 0 && capabilities("CapEff:") == (kill | setuid_too);
+        fine = fine && fdh_capabilities_limit(kill) == -EPERM; /* CAP_SETPCAP has gone, too */
+        _exit(fine ? 0 : 1);
+    }
+    MUST(waitpid(pid, &status, 0));
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 static void die_too(struct fdh_spawn *spawn)
 {
     spawn->death_signal = SIGTERM;
@@ -343,6 +442,9 @@ int main(int argc, char **argv)
     RUN(group_and_session_are_ours_or_its_own);
     RUN(the_directory_is_kept_or_as_asked);
     RUN(the_identity_is_as_asked_and_the_death_signal_survives_it);
+    RUN(limits_mask_and_no_new_privileges_are_as_asked);
+    RUN(a_limit_or_a_root_that_can_not_be_had_is_told);
+    RUN(capabilities_that_are_given_up_are_gone_for_ever);
     RUN(a_death_signal_is_set_only_when_asked);
     RUN(a_child_with_a_death_signal_ends_with_its_parent);
     RUN(a_storm_of_signals_disturbs_no_spawning);
