@@ -20,7 +20,7 @@ import time
 
 from ..errors import HandoffError, PathError, PidfileLocked, SystemCallError
 from .paths import Lock, identity
-from .process import command_name, exists, start_time
+from .process import command_name, lives, start_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ class Pidfile:
         self.path = os.path.abspath(path)
         self._fd = -1
         self._owner = 0
+
+    def check(self) -> None:
+        """Raises what ``claim`` would, as far as it is the file's fault, and changes nothing."""
+        self._refuse_a_live_holder()
 
     def claim(self, pid: int | None = None) -> None:
         """Writes ``pid`` (default: ours). ``PidfileLocked`` when another live process has the file; ``PathError`` when
@@ -131,7 +135,7 @@ class Pidfile:
             if locked:
                 raise PidfileLocked(f"the pidfile {self.path} is locked by a live process: stop it first", pid=None)
             return
-        if exists(pid) and not _started_after(pid, found.st_mtime):
+        if lives(pid) and not _started_after(pid, found.st_mtime):
             name = command_name(pid)
             raise PidfileLocked(
                 f"the pidfile {self.path} belongs to pid {pid}{f' ({name})' if name else ''}, which lives: stop it first, "
@@ -185,7 +189,7 @@ def alive(path: Path) -> int | None:
     written); else ``None``. A process that is not ours to signal lives too.
     """
     pid = read(path)
-    if pid is None or not exists(pid):
+    if pid is None or not lives(pid):
         return None
     try:
         written = os.stat(path).st_mtime

@@ -336,3 +336,28 @@ def test_of_many_racing_claims_one_holds(path: Path) -> None:
     gone = [int(racer.communicate("\n", timeout=20)[0]) for racer in racers]
     assert sum(gone) == rounds
     assert os.listdir(path.parent) == []
+
+
+@linux
+def test_one_that_has_ended_and_was_not_waited_for_is_dead(tmp_path: Path) -> None:
+    path = tmp_path / "app.pid"
+    zombie = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    path.write_text(f"{zombie.pid}\n")
+    assert pidfile.alive(path) is None
+    mine = Pidfile(path)
+    mine.claim()
+    assert pidfile.read(path) == os.getpid()
+    mine.release()
+    zombie.wait()
+
+
+def test_a_check_refuses_as_a_claim_would_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "app.pid"
+    Pidfile(path).check()
+    assert not path.exists()
+    path.write_text(f"{os.getppid()}\n")
+    with pytest.raises(PidfileLocked) as caught:
+        Pidfile(path).check()
+    assert caught.value.pid == os.getppid()
+    assert path.read_text() == f"{os.getppid()}\n"
