@@ -26,6 +26,8 @@ _HOMES = {
     "CountedSocket": "accept",
     "accept_many": "accept",
     "ask": "client",
+    "daemonize": "background",
+    "Daemon": "background",
 }
 _ERRORS = (
     "HandoffError", "PeerError", "PeerGone", "PeerAborted", "PeerRefused", "PeerUntrusted", "ProtocolError",
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
         AcceptLoop as AcceptLoop,
         CountedSocket as CountedSocket,
         accept_many as accept_many,
+    )
+    from .background import (
+        Daemon as Daemon,
+        daemonize as daemonize,
     )
     from .client import (
         ask as ask,

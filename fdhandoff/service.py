@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from . import registry
+from . import background, registry
 from .control import ANSWER_SECONDS
 from .deadline import FOREVER, after, format_duration
 from .errors import (
@@ -348,6 +348,7 @@ class Service:
             self._interim.see_off()
         took = f", taken over from {self._takeover.peer}" if self._takeover is not None else ""
         self.say(f"generation {self.generation.number} serves{took}")
+        background.told_ready()
         self.hooks.after("ready")
         if self.wait(0):  # it came while the commit was under way: too late to refuse the service
             self.worker.post(lambda: self._stop("asked for before ready", False))

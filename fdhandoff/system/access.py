@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 def parse_mode(text: str) -> int:
     """``0660``. ``ValueError`` when it is no octal number of permissions."""
@@ -38,3 +40,39 @@ def _number(text: str, what: str) -> int:
     if int(text) >= 2**32 - 1:
         raise ValueError(f"{text} is no {what}'s number")
     return int(text)
+
+
+class Account:
+    """Whom a process shall be: ``uid`` and ``gid``, all its groups, and the variables that go with it."""
+
+    __slots__ = ("environ", "gid", "groups", "uid")
+
+    def __init__(self, uid: int, gid: int, groups: list[int], environ: dict[str, str]) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.environ = environ
+
+
+def find_account(user: str, group: str) -> Account | None:
+    """What ``--user`` and ``--group`` mean, each a name or a number, or empty: as it is, and the user's own group.
+    ``None`` when both are empty. ``ValueError`` for one that there is not, and for a number without an entry
+    where no group is named.
+    """
+    if not user and not group:
+        return None
+    gid = parse_group(group) if group else -1
+    if not user:
+        return Account(os.geteuid(), gid, [gid], {})
+    import pwd
+
+    uid = parse_user(user)
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        if gid < 0:
+            raise ValueError(f"user {user} has no entry that names its group: say which group") from None
+        return Account(uid, gid, [gid], {})
+    gid = gid if gid >= 0 else entry.pw_gid
+    who = {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
+    return Account(uid, gid, os.getgrouplist(entry.pw_name, gid), who)
