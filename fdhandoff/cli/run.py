@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 from functools import partial
 
 from ..errors import HandoffError, sentence
 from ..master.config import ADOPTION, SETTINGS, Configuration
+from ..master.resume import STATE
 from ..system.fds import open_standard
+from ..system.logfile import reopen
 from .arguments import Parser, checked
 from .outcome import OWN_FAILURE, Failure, UsageError
 from .serving import path_of, serve
@@ -30,6 +33,7 @@ examples:
   fdhandoff-cli run --bind :8443 --canary 5%:60s,50%:60s -- ./server --listen-fd '{fd:listener0}'
   fdhandoff-cli run --bind :80 --convention nginx --check 'nginx -t' -- nginx -g 'daemon off;'
   fdhandoff-cli run --config /etc/app/run.toml
+  fdhandoff-cli run --daemon --log /var/log/app.log --pidfile /run/app.pid --user www-data --bind :80 -- ./server
 
 The command gets its listeners from descriptor 3 on, with LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES set; {fd:NAME} in it is
 replaced by a listener's number. HUP and USR2 upgrade; TERM, INT and QUIT drain, a second one hurries; TTIN and TTOU make it one
@@ -42,6 +46,10 @@ wasn't found.
 
 def arguments(parser: Parser) -> None:
     add_settings(parser, SETTINGS)
+    parser.add_argument(
+        "--daemon", action="store_true",
+        help="go into the background, with --log; returns when the service is ready, or with its start-up error and status",
+    )  # fmt: skip
     parser.add_argument(
         "--config", metavar="FILE", default="",
         help=help_of("TOML with these options' names as keys, and command; read again at each upgrade", "none",
@@ -86,7 +94,7 @@ def run(options: Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name in names}
     configuration = Configuration(options.command or [], given, options.config, path_of)
     try:
-        configuration()
+        chosen = configuration()
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {error.filename}") from None
     except ValueError as error:
@@ -97,6 +105,15 @@ def run(options: Namespace) -> int:
         raise UsageError(sentence(error)) from None
     except HandoffError as error:
         raise Failure(str(error), OWN_FAILURE) from error
+    if STATE in os.environ:
+        pass  # we take a master's place: it is in the background already, and its log is ours
+    elif options.daemon:
+        from .detaching import detach  # late: most masters stay in the foreground
+
+        given["ready-fd"] = str(detach(chosen))
+        configuration = Configuration(options.command or [], given, options.config, path_of)
+    elif chosen.log:
+        reopen(chosen.log)
     if options.own_process:
         stay(configuration)
     return serve(configuration)

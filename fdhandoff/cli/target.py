@@ -6,7 +6,8 @@ import os
 import stat
 
 from ..client import ask
-from ..errors import HandoffError
+from ..errors import HandoffError, PathError
+from ..system import pidfile
 from ..system.kin import listening_paths, parent_of
 from ..system.paths import CONTROL_NAME, SYSTEM_DIRECTORY
 from ..system.process import command_name, exists
@@ -37,12 +38,16 @@ def add_target(parser: Parser) -> None:
     parser.add_argument(
         "--pid", type=_pid, help="a process of the service (its master, or one of its servers), as in --pid 4711"
     )
+    parser.add_argument("--pidfile", metavar="FILE", help="a file with that number, as in --pidfile /run/app.pid")
 
 
 def chosen_target(options: argparse.Namespace) -> str:
     """The handoff path that ``PATH``, ``--path``, ``--name`` or ``--pid`` means."""
-    if sum(value is not None for value in (options.path, options.named_path, options.name, options.pid)) != 1:
-        raise UsageError("say which service: a handoff PATH, --name NAME or --pid PID")
+    ways = (options.path, options.named_path, options.name, options.pid, options.pidfile)
+    if sum(value is not None for value in ways) != 1:
+        raise UsageError("say which service: a handoff PATH, --name NAME, --pid PID or --pidfile FILE")
+    if options.pidfile is not None:
+        return find(_pid_in(options.pidfile), named=f", which {options.pidfile} names,")
     if options.pid is not None:
         # Who names a process means it, whoever runs it, and root may: then the answer must come from that very user.
         named = owner_of(options.pid) if os.geteuid() == 0 else None
@@ -53,7 +58,23 @@ def chosen_target(options: argparse.Namespace) -> str:
     return chosen_path(options, create=False)
 
 
-def find(pid: int, allow_uids: Iterable[int] = ()) -> str:
+def _pid_in(path: str) -> int:
+    """The process that a pidfile names. ``Failure`` says what is wrong with the file."""
+    if not os.path.lexists(path):
+        raise Failure(f"there is no pidfile {path}: the service does not run, or writes another file", NOTHING)
+    try:
+        pid = pidfile.read(path)
+    except PathError as error:
+        raise Failure(str(error), SYSTEM) from None
+    if pid is None:
+        raise Failure(f"{path} holds no pid: it is half-written, or no pidfile", SYSTEM)
+    if pidfile.alive(path) is None:
+        again = "which is younger than the file" if exists(pid) else "which has ended"
+        raise Failure(f"{path} is stale: it names process {pid}, {again}; nothing serves under it", NOTHING)
+    return pid
+
+
+def find(pid: int, allow_uids: Iterable[int] = (), named: str = "") -> str:
     """The handoff path of the service that process ``pid`` belongs to. ``Failure`` says why there is none. ``allow_uids``:
     whose answer is believed besides ours and root's."""
     if not exists(pid):
@@ -71,7 +92,7 @@ def find(pid: int, allow_uids: Iterable[int] = ()) -> str:
         if _belongs(path, pid, allow_uids):
             return path
     name = command_name(pid)
-    who = f"process {pid}{f' ({name})' if name else ''}"
+    who = f"process {pid}{f' ({name})' if name else ''}{named}"
     owner = owner_of(pid)
     if owner not in (None, os.geteuid()) and os.geteuid() != 0:
         raise Failure(f"{who} belongs to uid {owner}: ask as that user, or as root", SYSTEM)

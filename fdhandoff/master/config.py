@@ -8,7 +8,7 @@ import os
 import signal
 
 from ..deadline import parse_duration
-from ..system.access import parse_mode, parse_user
+from ..system.access import find_account, parse_group, parse_mode, parse_user
 from ..system.sockets import parse_bind
 from .conventions import CONVENTIONS, NGINX
 from .options import (
@@ -21,6 +21,7 @@ from .options import (
     assignments,
     forbid_canary,
     parse_canary,
+    parse_limit,
     parse_memory,
     parse_readiness,
     parse_release,
@@ -79,6 +80,16 @@ def _lifetime(text: str) -> float:
     if not seconds:
         raise ValueError("a worker that lives for no time serves nobody")
     return seconds
+
+
+def _user(text: str) -> str:
+    parse_user(text)
+    return text
+
+
+def _group(text: str) -> str:
+    parse_group(text)
+    return text
 
 
 def _grace(text: str) -> float | None:
@@ -208,6 +219,20 @@ SETTINGS = [
             "keep the last lines of a generation's standard error, which a failed upgrade shows; 0: the command gets our own"),
     Setting("prefix", _truth, "", "lines pass untouched", "true",
             "mark each line that a generation writes to standard output and error: [gen 3]", flag=True),
+    Setting("user", _user, "USER", "ours", "www-data",
+            "whom the command's processes become, with all groups; the master keeps only what it needs of root's rights"),
+    Setting("group", _group, "GROUP", "the user's own", "www-data", "their group"),
+    Setting("no-new-privileges", _truth, "", "programs may", "true",
+            "no program that they execute, set-uid ones included, gives them any privilege", flag=True),
+    Setting("chroot", _text, "DIRECTORY", "none", "/srv/jail",
+            "their root directory, in which command and directory are found"),
+    Setting("umask", parse_mode, "MODE", "ours", "027", "their file mode creation mask"),
+    Setting("rlimit", parse_limit, "NAME=SOFT[:HARD]", "ours", "nofile=20000",
+            "a resource limit of each of their processes: a number, 2G or unlimited", attribute="limits", repeat=True),
+    Setting("pidfile", _text, "FILE", "none", "/run/app.pid",
+            "holds the master's pid while it runs; that of another live process is respected"),
+    Setting("log", _text, "FILE", "standard output and error", "/var/log/app.log",
+            "append the master's and the command's output to this file, and open it anew at USR1"),
     Setting("health", _address, "ADDRESS", "none", "127.0.0.1:8001",
             "answer HTTP there: /ready is 200 while the service is to get traffic, else 503; /live is 200"),
     Setting("health-file", _text, "FILE", "none", "/run/app/ready", "a file that is there while /ready would be 200"),
@@ -230,6 +255,7 @@ _BY_NAME = {setting.name: setting for setting in [*SETTINGS, *ADOPTION]}
 _FIXED = (
     "name", "path", "switch", "takeover", "source", "adopt", "old_signal", "kill_old",
     "max_draining", "ready_fd", "health", "health_file", "socket_mode", "socket_group", "allow_uids",
+    "pidfile", "log",
 )  # fmt: skip
 
 
@@ -265,6 +291,9 @@ class Configuration:
         else:
             options.name = values.get("name") or os.path.basename(command[0])
             options.path = values.get("path") or self._default_path(options.name)
+            # As they are meant here, wherever we are later.
+            options.pidfile = os.path.abspath(options.pidfile) if options.pidfile else ""
+            options.log = os.path.abspath(options.log) if options.log else ""
         _check(options)
         if self._first is None:
             self._first = options
@@ -293,8 +322,13 @@ def _check(options: Options) -> None:
         read_env_file(options.env_file)
     if options.release:
         release_of(options.release)
-    if options.directory and not os.path.isdir(options.directory):
-        raise ValueError(f"the working directory {options.directory} does not exist")
+    if options.chroot and not os.path.isdir(options.chroot):
+        raise ValueError(f"the root directory {options.chroot} does not exist")
+    if options.directory and not os.path.isdir(options.chroot + options.directory):
+        raise ValueError(f"the working directory {options.chroot}{options.directory} does not exist")
+    account = find_account(options.user, options.group)
+    if (account is not None or options.chroot) and os.geteuid() != 0:
+        raise ValueError("--user, --group and --chroot take root: start the master as root, or leave them out")
 
 
 # --- the file -----------------------------------------------------------------------------------------------

@@ -13,7 +13,16 @@ from functools import partial
 
 from .. import __version__, control, registry
 from ..deadline import after, format_duration
-from ..errors import OLD, HandoffError, InProgress, RolledBack, SystemCallError, UpgradeError, sentence
+from ..errors import (
+    OLD,
+    HandoffError,
+    InProgress,
+    PidfileLocked,
+    RolledBack,
+    SystemCallError,
+    UpgradeError,
+    sentence,
+)
 from ..signals import StopRequests
 from ..system.environment import connections_of
 from ..system.paths import connect_control
@@ -32,7 +41,9 @@ from .outlet import Outlet
 from .output import Output, end_all
 from .readiness import run_command
 from .report import describe
+from .rights import give_up
 from .rollout import Rollout
+from .room import memory_shortage
 from .run import DRAINING, ENDED, PROBATION, SERVING, STARTING, STOPPING, Run
 from .store import Store
 from .tasks import Cancelled, Task, sleep
@@ -45,6 +56,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..control import Endpoint
+    from ..system.pidfile import Pidfile
     from ..system.process import Process
     from .adopting import Adopting
     from .health import Health
@@ -105,6 +117,9 @@ class Master:
         self.slots = self.options.max_draining + 2
         self._before: dict[int, Any] = {}
         self._gave_back = False
+        self._pidfile: Pidfile | None = None
+        self._pidfile_to_take: Pidfile | None = None
+        self.shortage = ""  # of memory for a second generation, at the last look
         self._journal_fails = False
         self._journal_is_ours = False  # until then it is that of a master that died: a start that fails leaves it
 
@@ -117,6 +132,7 @@ class Master:
             return resume.rehearse(self, state)
         try:
             self._open(state)
+            give_up(self)
             if self.current is None:
                 self.spawn(self._begin())
             else:
@@ -128,6 +144,7 @@ class Master:
 
     def _open(self, state: dict[str, Any] | None) -> None:
         self.announcer.begin(self.options.ready_fd if state is None else -1)
+        locked = self._claim_pidfile()
         become_subreaper()
         if self.options.path is not None:
             self._listen_to_operators()
@@ -135,6 +152,8 @@ class Master:
             resume.resume(self, state)
         else:
             self._take_the_path()
+            if locked is not None and self.taking is None:
+                raise locked
             if not self.outlets:
                 options = self.options
                 kept = self.store.reopen(options.binds, self._given)
@@ -152,6 +171,34 @@ class Master:
                 number, lambda number, _: self.loop.call(lambda: self._signalled(number))
             )
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: self.loop.call(self._reap))
+
+    def _claim_pidfile(self) -> PidfileLocked | None:
+        """Ours from here on; or why not, where it may be that of an owner from whom we are about to take over."""
+        if not self.options.pidfile:
+            return None
+        from ..system.pidfile import Pidfile  # late: most services have none
+
+        pidfile = Pidfile(self.options.pidfile)
+        try:
+            pidfile.claim()
+        except PidfileLocked as error:
+            if self.options.takeover == NEVER:
+                raise
+            self._pidfile_to_take = pidfile
+            return error
+        self._pidfile = pidfile
+        return None
+
+    def _take_pidfile(self) -> None:
+        """The service is ours, and so is the file."""
+        pidfile, self._pidfile_to_take = self._pidfile_to_take, None
+        if pidfile is None:
+            return
+        try:
+            pidfile.take_over()
+            self._pidfile = pidfile
+        except HandoffError as error:
+            self.say(f"the pidfile stays what it was: {error}")
 
     def _answer(self) -> None:
         """From here on the handoff path, if it is ours, answers operators."""
@@ -272,6 +319,8 @@ class Master:
         if self._ear is not None:
             registry.answer_by(None)
             self._ear.stop()
+        if self._pidfile is not None:
+            self._undo(self._pidfile.release)
         self.loop.close()
 
     def _undo(self, what: Callable[[], object]) -> None:
@@ -325,6 +374,7 @@ class Master:
         self.spawn(serve_stranded(self))
         self.switched_to(run)
         self.giver.offer()
+        self._take_pidfile()
         self.announcer.ready()
 
     def gave_back(self, run: Run) -> None:
@@ -458,6 +508,9 @@ class Master:
             change.undo()
             raise
         new.release = release or new.release
+        self.shortage = memory_shortage(self)
+        if self.shortage:
+            self.say(self.shortage)
         before, self.options = self.options, options
         change.begin(self.current, new)
         rollout = Rollout(self, self.current, new, asked)
@@ -620,8 +673,23 @@ class Master:
         elif number in (signal.SIGTTIN, signal.SIGTTOU):
             self._resize(1 if number == signal.SIGTTIN else -1)
         else:
+            if number == signal.SIGUSR1:
+                self._reopen_log()
             for run in self.runs:
                 run.signal(number)
+
+    def _reopen_log(self) -> None:
+        if not self.options.log:
+            return
+        from ..system.logfile import reopen
+
+        try:
+            reopen(self.options.log)
+        except SystemCallError as error:
+            self.say(f"the log stays what it was: {error}")
+            return
+        for output in list(self.outputs):
+            output.go_elsewhere()
 
     def _resize(self, more: int) -> None:
         """One worker more or less, also in the generations to come."""

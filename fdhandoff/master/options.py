@@ -127,6 +127,49 @@ def drain_signal_of(command: Sequence[str]) -> str:
     return _DRAIN_SIGNALS.get(os.path.basename(command[0]), "SIGTERM") if command else "SIGTERM"
 
 
+class Limit:
+    """A resource limit of the command's processes: ``resource`` as the system numbers it, -1 for none."""
+
+    __slots__ = ("hard", "name", "resource", "soft")
+
+    def __init__(self, name: str, resource: int, soft: int, hard: int) -> None:
+        self.name = name
+        self.resource = resource
+        self.soft = soft
+        self.hard = hard
+
+    def __repr__(self) -> str:
+        return f"Limit({self.name!r}, {self.soft}, {self.hard})"
+
+
+def parse_limit(text: str) -> Limit:
+    """``NOFILE=20000``, ``as=2G``, ``core=0:unlimited`` (soft and hard). ``ValueError`` with what is wrong."""
+    import resource  # late: most have none
+
+    name, equals, values = text.partition("=")
+    number = getattr(resource, f"RLIMIT_{name.upper().removeprefix('RLIMIT_')}", None)
+    if not equals or not isinstance(number, int):
+        known = sorted(one.removeprefix("RLIMIT_").lower() for one in dir(resource) if one.startswith("RLIMIT_"))
+        raise ValueError(f"{text!r} is no limit: say NAME=SOFT or NAME=SOFT:HARD, NAME one of {', '.join(known)}")
+    soft_text, colon, hard_text = values.partition(":")
+    soft = _amount(soft_text)
+    hard = _amount(hard_text) if colon else soft
+    if hard != -1 and (soft == -1 or soft > hard):
+        raise ValueError(f"{text!r}: the soft limit is above the hard one")
+    return Limit(name.lower().removeprefix("rlimit_"), number, soft, hard)
+
+
+def _amount(text: str) -> int:
+    if text in ("unlimited", "infinity"):
+        return -1
+    letter = text[-1:].upper()
+    unit = _UNITS.get(letter, 1)
+    digits = text[:-1] if letter in _UNITS else text
+    if not (digits.isascii() and digits.isdigit()) or int(digits) * unit >= 2**63:
+        raise ValueError(f"{text!r} is no amount: say a number, 512M, 2G or unlimited")
+    return int(digits) * unit
+
+
 class Options:
     """All of it. Durations are seconds; ``None`` where the documentation says "for ever"."""
 
@@ -136,6 +179,7 @@ class Options:
         "binds",
         "canary",
         "check",
+        "chroot",
         "command",
         "config",
         "conventions",
@@ -145,16 +189,21 @@ class Options:
         "env",
         "env_file",
         "grace",
+        "group",
         "health",
         "health_file",
         "keep_old",
         "kill_after",
         "kill_old",
         "last_lines",
+        "limits",
+        "log",
         "max_draining",
         "name",
+        "no_new_privileges",
         "old_signal",
         "path",
+        "pidfile",
         "post_switch",
         "pre_start",
         "pre_stop_delay",
@@ -171,6 +220,8 @@ class Options:
         "source",
         "switch",
         "takeover",
+        "umask",
+        "user",
         "watchdog",
         "worker_lifetime",
         "worker_memory",
@@ -217,6 +268,14 @@ class Options:
         self.restart_every: float | None = None
         self.worker_lifetime: float | None = None
         self.worker_memory: MemoryLimit | None = None
+        self.pidfile = ""
+        self.log = ""
+        self.umask: int | None = None
+        self.user = ""
+        self.group = ""
+        self.chroot = ""
+        self.limits: list[Limit] = []
+        self.no_new_privileges = False
         self.health = ""
         self.health_file = ""
         self.socket_mode = 0o600

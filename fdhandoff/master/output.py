@@ -157,6 +157,15 @@ class Output:
             self._process.close()
             self._process = None
 
+    def go_elsewhere(self) -> None:
+        """Our standard output and error are other files now: the relay writes there, too, from the next byte on. It is another
+        one, which goes on where this one was, since where it writes to was given to it when it was started."""
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)
+            self._process.wait(after(1.0))
+            self._forget()
+            self._start_again()
+
     def _ended(self) -> None:
         assert self._process is not None
         pid, how = self._process.pid, self._process.wait(after(1.0))

@@ -6,6 +6,7 @@ from ..errors import OLD, HandoffError, SystemCallError, sentence
 from ..system.process import find_program
 from .listeners import match
 from .readiness import run_command
+from .room import memory_shortage
 from .run import Run, split_command
 
 TYPE_CHECKING = False
@@ -45,6 +46,8 @@ async def _look(master: Master, note: Any) -> None:
         note("configuration", sentence(error), False)
         return
     note("configuration", options.config or "the command line")
+    shortage = memory_shortage(master)
+    note("memory", shortage or "a second generation fits, as far as can be seen")
     pairs, removed = match(master.outlets, options.binds)
     words = [f"{text} would be bound" for text, outlets in pairs if not outlets]
     words += [f"{outlet.name} would go" for outlet in removed]
@@ -68,7 +71,7 @@ async def _look(master: Master, note: Any) -> None:
 def _program(name: str, split: Callable[[], list[str]], run: Run, note: Any) -> None:
     """Whether there is such a program."""
     try:
-        found = find_program(split()[0], run.environ(), run.options.directory or None)
+        found = find_program(split()[0], run.environ(), run.options.directory or None, run.options.chroot)
     except (SystemCallError, ValueError) as error:
         note(name, str(error), False)
     else:

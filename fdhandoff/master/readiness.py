@@ -314,9 +314,7 @@ async def run_command(loop: Loop, text: str, run: Run, seconds: float, *unless: 
         environment.strip(environ)
         environ[environment.GENERATION] = str(run.number)
         streams = run.output.for_commands() if told and run.output is not None else {1: 1, 2: 2}
-        process = spawn(
-            split_command(text), fds={0: 0, **streams}, env=environ, cwd=run.options.directory or None, own_group=1
-        )
+        process = spawn(split_command(text), fds={0: 0, **streams}, env=environ, **run.surroundings(), own_group=1)
     except (HandoffError, OSError, ValueError) as error:
         return str(error)
     ended: Future[None] = Future()

@@ -9,8 +9,9 @@ import time
 from ..deadline import after
 from ..errors import SystemCallError
 from ..system import environment
+from ..system.access import find_account
 from ..system.fds import describe
-from ..system.process import Exit, Process, spawn
+from ..system.process import Exit, Identity, Process, spawn
 from . import conventions
 from .options import assignments, read_env_file
 from .splitting import split_words
@@ -20,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from .loop import Loop, Timer
     from .options import Options
@@ -117,6 +119,9 @@ class Run:
         """The environment, made afresh: ours, the file's, the command line's, and what is meant for this generation alone."""
         environ = dict(os.environ)
         environment.strip(environ)
+        account = find_account(self.options.user, self.options.group)
+        if account is not None:
+            environ.update(account.environ)
         if self.options.env_file:
             environ.update(read_env_file(self.options.env_file))
         conventions.strip(environ)
@@ -137,6 +142,19 @@ class Run:
         """Its processes to come get another socket."""
         self.sockets = [(name, new if sock is old else sock) for name, sock in self.sockets]
 
+    def surroundings(self) -> dict[str, Any]:
+        """What ``spawn`` is to make of each process of the generation: whom, with what, and where."""
+        options = self.options
+        account = find_account(options.user, options.group)
+        return {
+            "cwd": options.directory or None,
+            "identity": None if account is None else Identity(account.uid, account.gid, account.groups),
+            "limits": {limit.resource: (limit.soft, limit.hard) for limit in options.limits},
+            "root": options.chroot,
+            "umask": options.umask,
+            "no_new_privileges": options.no_new_privileges,
+        }
+
     def start(self, notify_address: str = "") -> None:
         """Starts every process. ``SystemCallError`` when the command can't be started; then none is left."""
         self._notify_address = notify_address
@@ -150,7 +168,7 @@ class Run:
             self.command(),
             fds=table,
             env=self.environ(),
-            cwd=self.options.directory or None,
+            **self.surroundings(),
             own_group=1,
             # Of the thread that called, and that is the loop's: it lives as long as the master, also over an exec in place.
             death_signal=getattr(signal, self.options.death_signal) if self.options.death_signal else 0,

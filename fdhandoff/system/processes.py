@@ -153,6 +153,39 @@ def memory_of(pids: Iterable[int]) -> int:
     return total
 
 
+def memory_left(cgroups: str = "/sys/fs/cgroup", meminfo: str = "/proc/meminfo") -> tuple[int, str]:
+    """Bytes of memory that we could still use, and what sets that limit: the machine, or one of our control groups (v2; what
+    the kernel would give up first, the inactive part of its file cache, counts as free there). -1 where it is not known.
+    """
+    left, where = -1, "the machine"
+    try:
+        with open(meminfo, "rb") as file:
+            left = next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    group = cgroup_of(os.getpid())
+    while True:
+        room = _room_in(cgroups + group)
+        if room >= 0 and (left < 0 or room < left):
+            left, where = room, f"the control group {group or '/'}"
+        if not group:
+            return left, where
+        group = group.rpartition("/")[0]
+
+
+def _room_in(directory: str) -> int:
+    try:
+        with open(f"{directory}/memory.max", "rb") as file:
+            limit = int(file.read())
+        with open(f"{directory}/memory.current", "rb") as file:
+            used = int(file.read())
+        with open(f"{directory}/memory.stat", "rb") as file:
+            cache = sum(int(line.split()[1]) for line in file if line.startswith(b"inactive_file "))
+    except (OSError, ValueError):
+        return -1  # there is none, or it says "max"
+    return max(0, limit - max(0, used - cache))
+
+
 def cgroup_of(pid: int) -> str:
     """The process's place in the control group tree (``/system.slice/app.service``): that of cgroup v2, or systemd's own
     where v2 is not used (``/`` there, or absent). Empty when the process is gone or the system has no control groups.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from fdhandoff.master.options import (
     assignments,
     drain_signal_of,
     parse_canary,
+    parse_limit,
     parse_memory,
     parse_readiness,
     read_env_file,
@@ -81,3 +83,25 @@ def test_an_amount_of_memory_is_read(text: str, size: int, seconds: float) -> No
 def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no|is not|all the time"):
         parse_memory(text)
+
+
+@pytest.mark.parametrize(("text", "name", "soft", "hard"), [
+    ("NOFILE=20000", "nofile", 20000, 20000),
+    ("nofile=1:2", "nofile", 1, 2),
+    ("as=2G", "as", 2 << 30, 2 << 30),
+    ("rlimit_as=512K:unlimited", "as", 512 << 10, -1),
+    ("core=infinity", "core", -1, -1),
+])  # fmt: skip
+def test_a_limit_is_read(text: str, name: str, soft: int, hard: int) -> None:
+    limit = parse_limit(text)
+    assert (limit.name, limit.soft, limit.hard) == (name, soft, hard)
+    assert limit.resource == getattr(resource, f"RLIMIT_{name.upper()}")
+
+
+@pytest.mark.parametrize("text", [
+    "", "nofile", "nofile=", "nofile=x", "nofile=-1", "nofile=1:", "nofile=2:1", "nofile=unlimited:5", "color=3", "infinity=3",
+    "=3", "nofile=1:2:3", "nofile=G", "nofile=1.5", f"nofile={1 << 70}",
+])  # fmt: skip
+def test_what_is_no_limit_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"limit|amount"):
+        parse_limit(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,7 @@ from fdhandoff.system.processes import (
     has_children,
     has_executed,
     members,
+    memory_left,
     memory_of,
     reap_all,
     state_of,
@@ -225,3 +227,28 @@ def test_a_child_that_was_not_waited_for_is_one() -> None:
     assert has_children()
     finish(process)
     assert not has_children()
+
+
+def cgroups(folder: Path, path: str, **files: str) -> None:
+    place = folder / path
+    place.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (place / name.replace("_", ".")).write_text(text)
+
+
+def test_the_memory_that_is_left_is_that_of_the_narrowest_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  999 kB\nMemAvailable:  100 kB\n")
+    tree = tmp_path / "tree"
+    monkeypatch.setattr(processes, "cgroup_of", lambda _: "/a/b")
+    assert memory_left(str(tree), str(meminfo)) == (100 * 1024, "the machine")
+    cgroups(tree, "a/b", memory_max="max\n", memory_current="50\n", memory_stat="inactive_file 0\n")
+    assert memory_left(str(tree), str(meminfo)) == (100 * 1024, "the machine")
+    cgroups(tree, "a", memory_max="1000\n", memory_current="900\n", memory_stat="anon 1\ninactive_file 300\n")
+    assert memory_left(str(tree), str(meminfo)) == (400, "the control group /a"), "the cache is given up first"
+    cgroups(tree, "a/b", memory_max="700\n", memory_current="800\n", memory_stat="inactive_file 0\n")
+    assert memory_left(str(tree), str(meminfo)) == (0, "the control group /a/b")
+    assert memory_left(str(tmp_path / "none"), str(tmp_path / "nothing"))[0] == -1
+    assert memory_left()[0] > 0, "this machine tells"
