@@ -29,7 +29,6 @@ from .outlet import BOUND, RENAME, Outlet
 from .outlets import KernelOutlet, reopen_outlet, spread
 from .renaming import private_name
 from .run import CANARY, SERVING, STARTING, Run, kill_group
-from .strangers import is_of_a_master
 from .tasks import Future, first, sleep
 
 TYPE_CHECKING = False
@@ -231,6 +230,8 @@ def _of_address(sock: socket.socket, entry: dict[str, Any], mine: dict[int, sock
 def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
     """A generation that was started in the moment in which the master died is not in the journal. It would accept, and
     nobody would know of it: it is found by the queue that it was given."""
+    from .strangers import is_of_a_master  # late, as above
+
     queues = _queues(state)
     family = {relative for pid in known for relative in members(pid)}
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()] if queues else []:
