@@ -85,7 +85,16 @@ class Daemon:
         if self._pidfile is not None:
             self._pidfile.release()
 
+    def leave(self) -> None:
+        """The interpreter ends. A pidfile that can't be removed, as its directory is not ours any more, stays: a dead process's
+        is in nobody's way."""
+        try:
+            self.close()
+        except HandoffError:
+            pass
+
     def forget_in_child(self) -> None:
+        """After a fork, in the child: the lock on the pidfile, and being ready, are its parent's."""
         if self._pidfile is not None:
             self._pidfile.forget_in_child()
         if self._writer >= 0:
@@ -249,7 +258,7 @@ def _settle(change: Change, pidfile: Pidfile | None, log: str | None, output: in
         os.close(null)
     stand_in(output)
     daemon = Daemon(writer, log, pidfile, capture)
-    atexit.register(daemon.close)
+    atexit.register(daemon.leave)
     os.register_at_fork(after_in_child=daemon.forget_in_child)
     change.make()
     return daemon

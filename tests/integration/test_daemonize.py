@@ -221,6 +221,25 @@ def test_it_becomes_who_it_shall_be(start: Started, tmp_path: Path) -> None:
         facts.unlink(missing_ok=True)
 
 
+def test_a_pidfile_that_can_not_be_removed_any_more_stays_without_a_word(start: Started, tmp_path: Path) -> None:
+    needs_that(os.geteuid() == 0, "root")
+    facts = Path("/tmp") / f"facts-{os.getpid()}"
+    pidfile, log = tmp_path / "app.pid", tmp_path / "log"
+    try:
+        done = start(user="nobody", facts=str(facts), pidfile=str(pidfile), log=str(log))
+        facts.rename(tmp_path / "facts")
+        start.pids |= {start.facts()["pid"], start.facts()["worker"]}
+        assert done.returncode == 0, done.stderr
+        wait_for(lambda: "after ready" in log.read_text())
+        start.stop()
+        assert "Traceback" not in log.read_text()
+        assert pidfiles.alive(pidfile) is None
+    finally:
+        facts.unlink(missing_ok=True)
+    (tmp_path / "facts").unlink()
+    assert start(pidfile=str(pidfile)).returncode == 0, "it is in nobody's way"
+
+
 def test_another_root_is_entered(start: Started, tmp_path: Path) -> None:
     needs_that(os.geteuid() == 0, "root")
     root = tmp_path / "root"
