@@ -142,8 +142,6 @@ def _as_user(options: Namespace) -> list[str]:
     said = [(name, getattr(options, name)) for name in ("user", "group") if getattr(options, name)]
     if options.kind in ("systemd", *_ELSEWHERE) or not said:
         return []
-    if setting_named("user") is None:
-        raise ValueError(f"under {options.kind} the service keeps the manager's user: run has no --user yet")
     return [f"--{name}={value}" for name, value in said]
 
 
