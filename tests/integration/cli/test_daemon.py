@@ -199,6 +199,32 @@ def test_the_log_is_appended_to_and_opened_again_after_it_was_moved(daemon: Daem
     assert daemon.log.stat().st_mode & 0o777 == 0o640 & ~_umask()
 
 
+TALKER = """
+import signal, socket, sys
+listener = socket.socket(fileno=3)
+listener.setblocking(True)
+signal.signal(signal.SIGUSR1, lambda *_: print("a line of its own", file=sys.stderr, flush=True))
+print("the beginning", file=sys.stderr, flush=True)
+while True:
+    listener.accept()[0].close()
+"""
+
+
+def test_what_a_generation_says_goes_to_the_new_log_too(daemon: Daemon, tmp_path: Path) -> None:
+    assert daemon.start(command=[sys.executable, "-c", TALKER]).returncode == 0
+    wait_for(lambda: "the beginning" in daemon.log.read_text())
+    moved = tmp_path / "app.log.1"
+    daemon.log.rename(moved)
+    os.kill(daemon.master, signal.SIGUSR1)
+    wait_for(lambda: daemon.log.exists() and "a line of its own" in daemon.log.read_text())
+    assert "a line of its own" not in moved.read_text()
+    daemon.log.rename(tmp_path / "app.log.2")
+    daemon.folder.joinpath("app.log").mkdir()  # it can't be opened
+    os.kill(daemon.master, signal.SIGUSR1)
+    wait_for(lambda: "the log stays what it was" in (tmp_path / "app.log.2").read_text())
+    wait_for(lambda: (tmp_path / "app.log.2").read_text().count("a line of its own") == 2)
+
+
 def _umask() -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Umask"))
     return int(line.split()[1], 8)
