@@ -31,9 +31,10 @@ RELAY = "fdhandoff-relay"
 _PROBE_BYTES = 4096
 
 
-async def retire(master: Master, old: Run) -> None:
+async def retire(master: Master, old: Run, *, settled: bool) -> None:
     """To the end of a generation that gets no new connections: told to stop when none of its own is left or its grace period is
-    over, and killed when that does not end it. One that a master before this one had begun with goes on where it was."""
+    over, and killed when that does not end it. One that a master before this one had begun with goes on where it was.
+    ``settled``: the handshakes have been waited for that had begun when it got its last connection."""
     options = old.options
     began = time.monotonic()
     told = old.state == STOPPING  # a second signal would make some servers cut what they have
@@ -47,7 +48,7 @@ async def retire(master: Master, old: Run) -> None:
         master.changed()
         _ask_to_leave(master, old)
     deadline = old.deadline
-    left = 0 if told else await _watched(master, old, deadline)
+    left = 0 if told else await _watched(master, old, deadline, settled=settled)
     if old.alive:
         if not told:
             old.stop()
@@ -63,7 +64,7 @@ async def retire(master: Master, old: Run) -> None:
         await old.ended
     cut = f", {counted(left)} cut at the deadline" if left else ""
     master.say(f"{old} has drained in {format_duration(round(time.monotonic() - began, 2))}{cut}, and ended")
-    master.discard(old)
+    master.discard(old, settled=settled)
 
 
 def _ask_to_leave(master: Master, old: Run) -> None:
@@ -75,11 +76,11 @@ def _ask_to_leave(master: Master, old: Run) -> None:
         ask_to_leave(master, old, directory)
 
 
-async def _watched(master: Master, old: Run, deadline: float | None) -> int:
+async def _watched(master: Master, old: Run, deadline: float | None, *, settled: bool) -> int:
     """How many connections are left, at the end of the watch."""
     seconds = _LOOK_FIRST
     master.ears.look()
-    before = [(outlet, outlet.half_open()) for outlet in master.outlets]
+    before = _half_open(master, settled)
     patience = time.monotonic() + HALF_OPEN_SECONDS
     while old.alive:
         # In this order: what is accepted meanwhile is seen among the connections.
@@ -100,9 +101,15 @@ async def _watched(master: Master, old: Run, deadline: float | None) -> int:
     return 0
 
 
-async def bury(master: Master, dead: Run, gone: Callable[[], object]) -> None:
+def _half_open(master: Master, settled: bool) -> list[tuple[Outlet, frozenset[int]]]:
+    """The handshakes that may yet lead to a queue that gets no new ones. To list them takes milliseconds, where the kernel's
+    table of connections is large."""
+    return [] if settled else [(outlet, outlet.half_open()) for outlet in master.outlets]
+
+
+async def bury(master: Master, dead: Run, gone: Callable[[], object], *, settled: bool) -> None:
     """Once nobody can reach the dead generation's queues any more, and they are empty: ``gone()``."""
-    before = [(outlet, outlet.half_open()) for outlet in master.outlets]
+    before = _half_open(master, settled)
     until = time.monotonic() + HALF_OPEN_SECONDS
     dead.rescued += serve_waiting(master, dead)
     while time.monotonic() < until and any(half_open for _, half_open in before):

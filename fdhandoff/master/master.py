@@ -596,17 +596,18 @@ class Master:
         if failure:
             self.say(f"the post-switch command for {run} failed: {failure}")
 
-    def retire(self, run: Run) -> None:
-        """It is the old generation now: it drains and ends, unless it is to be kept for a while."""
+    def retire(self, run: Run, *, settled: bool) -> None:
+        """It is the old generation now: it drains and ends, unless it is to be kept for a while. ``settled``: nothing is on its
+        way to its queue any more."""
         if self.options.keep_old and run.alive and self.state == SERVING:
             self.keeper.keep(run, self.options.keep_old)
         else:
-            self.retire_now(run)
+            self.retire_now(run, settled=settled)
 
-    def retire_now(self, run: Run) -> None:
-        self.spawn(retire(self, run))
+    def retire_now(self, run: Run, *, settled: bool = False) -> None:
+        self.spawn(retire(self, run, settled=settled))
 
-    def discard(self, run: Run, buried: Callable[[], object] = lambda: None) -> None:
+    def discard(self, run: Run, buried: Callable[[], object] = lambda: None, *, settled: bool = False) -> None:
         """The generation is over; once its last process is gone its slot is free, and it is ``buried``."""
 
         def gone() -> None:
@@ -623,11 +624,11 @@ class Master:
 
         if not run.alive and run.state != ENDED:
             run.kill()  # nothing lives: only what was still to be restarted is given up
-        run.ended.when_done(lambda: self.spawn(bury(self, run, gone)))
+        run.ended.when_done(lambda: self.spawn(bury(self, run, gone, settled=settled)))
 
     def connections(self, run: Run) -> int:
         """How many established connections the generation still has, as the kernel says."""
-        count = self.connections_of({pid for leader in run.pids for pid in members(leader)})
+        count = self.connections_of(members(*run.pids))
         if all(process.alive() for process in run.processes):  # else some may have gone with one that died just now
             run.seen = count, time.monotonic()
         return count

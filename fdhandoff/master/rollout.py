@@ -50,6 +50,7 @@ class Rollout:
         self.aborted: Future[str] = Future()
         self.tried = False  # by some users: a canary has begun
         self.switched = False
+        self.settled = False  # after the switch nothing was on its way to the old generation any more
         self.result = ""
         self.reason = ""
         self._step_began = self.began
@@ -96,7 +97,7 @@ class Rollout:
         new.state = SERVING
         new.watch_over()
         self._end("done", "")
-        master.retire(old)
+        master.retire(old, settled=self.settled)
 
     async def start(self) -> None:
         """Starts the new generation; returns when it is ready."""
@@ -181,6 +182,7 @@ class Rollout:
             )
             now = time.monotonic()
             if now >= patience or (now >= until and not coming):
+                self.settled = not coming
                 return
             await pause(self.master.loop, _LOOK_SECONDS, self.new.died, self.new.deaf, self.aborted)
 
