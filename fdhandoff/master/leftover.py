@@ -54,7 +54,7 @@ def end_left_over(path: str, seconds: float, say: Callable[[str], object]) -> li
 
 def _families(leaders: list[Process]) -> list[Process]:
     found = []
-    for pid in {pid for leader in leaders for pid in members(leader.pid)} - {leader.pid for leader in leaders}:
+    for pid in {*members(*(leader.pid for leader in leaders))} - {leader.pid for leader in leaders}:
         with contextlib.suppress(SystemCallError):  # it has ended meanwhile
             found.append(Process.from_pid(pid))
     return found

@@ -271,7 +271,7 @@ async def _attends(loop: Loop, run: Run | Newcomer, outlets: list[Outlet], verdi
     inodes = {os.fstat(outlet.give(run.slot).fileno()).st_ino: outlet for outlet in outlets}
     while True:
         verdict.check()
-        found = who_waits_on(inodes.keys(), {pid for leader in run.pids for pid in members(leader)})
+        found = who_waits_on(inodes.keys(), members(*run.pids))
         if found.inodes.issuperset(inodes):
             return "waits for connections"
         if found.blind:

@@ -233,7 +233,7 @@ def _end_strays(master: Master, state: dict[str, Any], known: set[int]) -> None:
     from .strangers import is_of_a_master  # late, as above
 
     queues = _queues(state)
-    family = {relative for pid in known for relative in members(pid)}
+    family = set(members(*known))
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()] if queues else []:
         if pid in family or pid == os.getpid():
             continue

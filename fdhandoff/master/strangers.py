@@ -41,7 +41,7 @@ class Strangers:
 
     def connections(self) -> int:
         """How many they still have; none where the kernel does not let us look."""
-        family = {pid for process in self._processes for pid in members(process.pid) if process.alive()}
+        family = members(*(process.pid for process in self._processes if process.alive()))
         try:
             return sum(outlet.connections(family) for outlet in self._master.outlets)
         except SystemCallError:
@@ -85,7 +85,7 @@ class Strangers:
                 await pause(master.loop, _LOOK_LAST)
         if self.alive:
             master.say(f"{self.name} did not end within {format_duration(kill_after)} of being asked to; it is killed")
-            for pid in {pid for process in self._processes for pid in members(process.pid)}:
+            for pid in members(*(process.pid for process in self._processes)):
                 _kill(pid)
         for process in self._processes:
             process.close()

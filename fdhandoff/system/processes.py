@@ -83,12 +83,16 @@ def descendants(pid: int) -> list[int]:
     return sorted(_below({pid}, _children(_processes())))
 
 
-def members(pid: int) -> list[int]:
-    """``pid`` itself, while it exists, all processes of the group or session that it leads (an orphan stays in it), and
-    the descendants of them all. One look, as above.
+def members(*leaders: int) -> list[int]:
+    """The leaders themselves, while they exist, all processes of the groups or sessions that they lead (an orphan stays in
+    its own), and the descendants of them all. One look, as above, for all of them.
     """
+    if not leaders:
+        return []
     processes = list(_processes())
-    family = {number for number, _, group, session in processes if pid in (number, group, session)}
+    family = {
+        number for number, _, group, session in processes if number in leaders or group in leaders or session in leaders
+    }
     return sorted(family | _below(family, _children(processes)))
 
 
@@ -231,11 +235,16 @@ def _processes() -> Iterator[tuple[int, int, int, int]]:
 def _stat(pid: int) -> list[bytes]:
     """The fields of ``/proc/PID/stat`` from the state on."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            # The name in parentheses may hold anything, parentheses too: the fields follow the last one.
-            return file.read().rpartition(b")")[2].split()
+        # Three system calls, where a file object makes seven: this is done for every process that there is.
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 4096)
+        finally:
+            os.close(fd)
     except OSError:
         return []
+    # The name in parentheses may hold anything, parentheses too: the fields follow the last one.
+    return text.rpartition(b")")[2].split()
 
 
 def _children(processes: Iterable[tuple[int, int, int, int]]) -> dict[int, list[int]]:

@@ -80,6 +80,7 @@ def test_a_family_is_found_and_stays_one_when_its_middle_dies(reaper: None) -> N
         assert descendants(first) == sorted(others)
         assert descendants(os.getpid()) == sorted([first, *others])
         assert members(first) == sorted([first, *others])
+        assert (members(*others), members(first, *others), members()) == (sorted(others), members(first), [])
         parents = {pid: parent for pid, parent, _, _ in processes._processes()}
         (middle,) = [pid for pid in others if parents[pid] == first]
         (last,) = set(others) - {middle}
