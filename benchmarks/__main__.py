@@ -12,7 +12,7 @@ from importlib import import_module
 
 from .measure import Row
 
-MODULES = ("gate", "accept", "channel", "ready", "cost", "upgrade")
+MODULES = ("gate", "accept", "channel", "ready", "cost", "upgrade", "windows", "master")
 
 
 def main() -> int:

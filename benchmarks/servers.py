@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdhandoff import ask
 
-from .measure import as_installed, c_program
+from .measure import ROOT, as_installed, c_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -234,11 +234,26 @@ def gunicorn(folder: Path) -> list[str] | None:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """MiB of a process: ``pss`` (what it shares is divided by who shares it), ``own`` (nobody shares it), ``rss``."""
-    found: dict[str, float] = {}
-    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as lines:
+    """MiB of a process: ``pss`` (what it shares is divided by who shares it), ``alone`` (the same, were it the only Python),
+    ``own`` (nobody shares it), ``rss``."""
+    found = dict.fromkeys(("pss", "alone", "own", "rss"), 0.0)
+    pythons = False
+    with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            name, _, rest = line.partition(":")
-            if rest.strip().endswith("kB"):
-                found[name] = int(rest.split()[0]) / 1024
-    return {"pss": found["Pss"], "own": found["Private_Clean"] + found["Private_Dirty"], "rss": found["Rss"]}
+            words = line.split()
+            if not words[0].endswith(":"):
+                path = words[5] if len(words) > 5 else ""
+                pythons = path.startswith((sys.base_prefix, sys.prefix, str(ROOT))) and path.startswith("/")
+                if sys.base_prefix == "/usr":
+                    pythons = "python" in path
+                continue
+            mib = int(words[1]) / 1024 if words[-1] == "kB" else 0.0
+            if words[0] == "Pss:":
+                found["pss"] += mib
+                found["alone"] += 0.0 if pythons else mib
+            elif words[0] == "Rss:":
+                found["rss"] += mib
+                found["alone"] += mib if pythons else 0.0
+            elif words[0] in ("Private_Clean:", "Private_Dirty:"):
+                found["own"] += mib
+    return found
