@@ -6,17 +6,21 @@ import errno
 import fcntl
 import json
 import os
+import shlex
+import signal
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
 
 from ..client import ask
 from ..deadline import format_duration
-from ..errors import NOBODY, OLD, UNKNOWN, DeadlineExceeded, HandoffError, InProgress, PeerRefused
+from ..errors import NOBODY, OLD, UNKNOWN, DeadlineExceeded, HandoffError, InProgress, PeerRefused, UpgradeError
 from ..system.process import exists, start_time
-from .arguments import Parser, add_json, add_users, duration
-from .outcome import NOTHING, REFUSED, Failure, UsageError, code_of
+from .arguments import Parser, add_json, add_users, chosen_path, duration
+from .outcome import NOTHING, PROGRAM, REFUSED, USAGE, Failure, UsageError, code_of
 from .release import add_release, release_named
+from .said import Said, add_settings, own_program
 from .target import find, owner_of
 from .upgrade import Progress, explain
 
@@ -34,13 +38,20 @@ examples:
   fdhandoff-cli deploy --supervisord web
   fdhandoff-cli deploy --systemd web.service --release link:/srv/web/current
   fdhandoff-cli deploy --name web --release 2.4.1
+  fdhandoff-cli deploy --name web --bind :8080 --log /var/log/web.log -- /srv/web/current/bin/server
   fdhandoff-cli deploy --name web --release hash:/srv/web/server
+
+Where nothing runs, --path or --name with a command (or --config) starts it in the background, as `run --daemon` does. Where it
+runs, the command must be the one that it was started with, and the other options of `run` are not looked at.
 
 Run again with the --release that serves already it does nothing. The release is shown by `status`.
 
 exit status: 0 the release serves, and where it replaced another it passed its probation; 1 it does not, and the one before
 serves; 2 wrong usage; 3 the system said no; 4 nothing serves.
 """
+
+STARTS_A_COMMAND = True
+_NOT_HERE = ("name", "path", "release", "allow-uid", "ready-fd")  # ours, or for a service manager
 
 STARTED, UPGRADED, UNCHANGED = "started", "upgraded", "unchanged"
 _ANSWER_SECONDS = 5.0
@@ -69,6 +80,9 @@ def arguments(parser: Parser) -> None:
     )  # fmt: skip
     add_json(parser)
     add_users(parser, "an owner besides us and root who is believed")
+    starting = parser.add_argument_group("to start with --path or --name what does not run", "The options of run:")
+    starting.add_argument("--config", metavar="FILE", default="", help="its file; as in --config /etc/app/run.toml")
+    add_settings(starting, _NOT_HERE)
 
 
 def run(options: Namespace) -> int:
@@ -107,6 +121,11 @@ def _deployment(options: Namespace, release: str) -> Deployment:
         raise UsageError("--user-manager says which systemd: it belongs to --systemd")
     if options.supervisord_conf and options.supervisord is None:
         raise UsageError("--supervisord-conf belongs to --supervisord")
+    said = Said(options, _NOT_HERE).words()
+    if (options.command or options.config or said) and options.path is None and options.name is None:
+        raise UsageError(
+            "what is started is for the service manager to say: a command and its options belong to --path or --name"
+        )
     if options.supervisord is not None:
         from ..supervisors.supervisord_client import Server, Supervisord
 
@@ -118,7 +137,7 @@ def _deployment(options: Namespace, release: str) -> Deployment:
             return BySystemd(options, release, Unit(options.systemd, user=options.user_manager))
         except ValueError as error:
             raise UsageError(str(error)) from None
-    return ByPath(options, release)
+    return ByPath(options, release, said)
 
 
 class Deployment:
@@ -135,9 +154,7 @@ class Deployment:
         """A file by which two deployments of the same service know of each other."""
         from ..system.paths import default_path
 
-        directory = os.path.dirname(os.path.dirname(default_path("deploy", os.environ)))
-        name = f"{self.what}".replace("/", "-").replace(" ", "-")
-        return os.path.join(directory, f"{name}.deploy")
+        return os.path.join(os.path.dirname(default_path("deploy", os.environ)), f"{self.what.replace('/', '-')}.lock")
 
     def deploy(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -243,22 +260,75 @@ def _answer(result: str, status: dict[str, Any]) -> dict[str, Any]:
 
 
 class ByPath(Deployment):
-    """A service that somebody has started."""
+    """A service that somebody has started, or that we start in the background. ``said``: options of ``run``, for that."""
 
-    def __init__(self, options: Namespace, release: str) -> None:
+    def __init__(self, options: Namespace, release: str, said: list[str]) -> None:
         super().__init__(options, release)
-        from .arguments import chosen_path
-
-        self.path = chosen_path(options, create=False)
+        self._starts = bool(options.command or options.config)
+        if said and not self._starts:
+            raise UsageError("say what is to be started with these options: -- COMMAND, or --config FILE")
+        self.path = chosen_path(options, create=self._starts)
         self.what = f"the service at {self.path}"
+        self._said = said
 
     def lock_path(self) -> str:
         if not os.path.isdir(os.path.dirname(self.path) or "."):
-            raise Failure(f"nobody serves at {self.path}, and its directory does not exist: start it first", NOTHING)
+            raise Failure(f"nobody serves at {self.path}, and its directory does not exist: make it first", NOTHING)
         return f"{self.path}.deploy"
 
     def deploy(self) -> dict[str, Any]:
-        return self.upgrade(self.path, self.options.allow_uid)
+        trusted = self.options.allow_uid
+        try:
+            status = ask(self.path, "status", timeout=_ANSWER_SECONDS, allow_uids=trusted)
+        except HandoffError as error:
+            if error.serving != NOBODY:
+                raise
+            if not self._starts:
+                raise HandoffError(f"{error}; to start it say -- COMMAND, or --config FILE", serving=NOBODY) from None
+            self._start()
+            return self.started(self.path, trusted)
+        self._compare(_serving(status).get("command"))
+        return self.upgrade(self.path, trusted)
+
+    def _compare(self, runs: list[str] | None) -> None:
+        """An upgrade starts what the master was told to start, whatever is said here."""
+        said = self.options.command
+        if said and runs and said != runs:
+            raise UpgradeError(
+                f"{self.what} runs {shlex.join(runs)}, and an upgrade starts that again, not {shlex.join(said)}: let the "
+                "command lead through a link, or into --config",
+                serving=OLD,
+            )
+
+    def _start(self) -> None:
+        """Returns when the service is ready. In a directory that stays, for it may be looked up again at each upgrade."""
+        named = ["--name", self.options.name] if self.options.name is not None else ["--path", self.path]
+        config = [f"--config={self.options.config}"] if self.options.config else []
+        command = ["--", *self.options.command] if self.options.command else []
+        words = [*own_program(), "run", "--daemon", *named, *config, *self._said, *command]
+        with subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        ) as starter:
+            try:
+                _, told = starter.communicate(timeout=self.time_left())
+            except subprocess.TimeoutExpired:
+                starter.send_signal(signal.SIGINT)  # which gives the start up
+                starter.communicate()
+                raise DeadlineExceeded(
+                    f"{self.what} was not ready within {format_duration(self.options.timeout)}: its start was given up",
+                    serving=NOBODY,
+                ) from None
+        if starter.returncode:
+            lines = [line.removeprefix(f"{PROGRAM}: ") for line in told.splitlines() if line.strip()]
+            why = lines[-1] if lines else f"exit status {starter.returncode}"
+            if starter.returncode == USAGE:
+                raise UsageError(why)
+            raise HandoffError(f"{self.what} could not be started: {why}", serving=NOBODY)
 
 
 # --- by supervisord -------------------------------------------------------------------------------------------

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import sys
 
 from ..master.config import SETTINGS
-from .arguments import Parser, checked
+from .arguments import checked
+from .outcome import PROGRAM
 from .run import help_of
 
 TYPE_CHECKING = False
@@ -17,7 +21,16 @@ if TYPE_CHECKING:
     from ..master.config import Setting
 
 
-def add_settings(parser: Parser, without: Container[str]) -> None:
+def own_program() -> list[str]:
+    """The words that start this program again."""
+    if os.path.basename(sys.argv[0]) == PROGRAM:
+        found = shutil.which(sys.argv[0])
+        if found is not None:
+            return [os.path.abspath(found)]
+    return [sys.executable, "-m", __name__.rpartition(".")[0].rpartition(".")[0]]
+
+
+def add_settings(parser: argparse._ActionsContainer, without: Container[str]) -> None:
     """Each of them but those whose names are in ``without``."""
     for setting in _settings(without):
         parser.add_argument(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from importlib import import_module
 
@@ -12,7 +11,7 @@ from ..master.options import Options
 from ..supervisors.plan import Plan, check_name, check_user, stop_after
 from .arguments import Parser, checked, duration
 from .outcome import PROGRAM, REFUSED, Failure, UsageError
-from .said import Said, add_settings, setting_named
+from .said import Said, add_settings, own_program, setting_named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -175,11 +174,7 @@ def _program(options: Namespace) -> list[str]:
         return [options.program]
     if options.kind in _ELSEWHERE:
         return [PROGRAM]
-    if os.path.basename(sys.argv[0]) == PROGRAM:
-        found = shutil.which(sys.argv[0])
-        if found is not None:
-            return [os.path.abspath(found)]
-    return [sys.executable, "-m", __name__.partition(".")[0]]
+    return own_program()
 
 
 # --- what is written ----------------------------------------------------------------------------------------
