@@ -57,6 +57,7 @@ STARTED, UPGRADED, UNCHANGED = "started", "upgraded", "unchanged"
 _ANSWER_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
 _BIRTH_SECONDS = 10.0
+_SHOWN = 80  # letters of a command in a sentence
 
 
 def arguments(parser: Parser) -> None:
@@ -259,6 +260,11 @@ def _answer(result: str, status: dict[str, Any]) -> dict[str, Any]:
 # --- by its path ----------------------------------------------------------------------------------------------
 
 
+def _short(command: list[str]) -> str:
+    text = " ".join(shlex.join(command).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
 class ByPath(Deployment):
     """A service that somebody has started, or that we start in the background. ``said``: options of ``run``, for that."""
 
@@ -295,8 +301,8 @@ class ByPath(Deployment):
         said = self.options.command
         if said and runs and said != runs:
             raise UpgradeError(
-                f"{self.what} runs {shlex.join(runs)}, and an upgrade starts that again, not {shlex.join(said)}: let the "
-                "command lead through a link, or into --config",
+                f"{self.what} runs {_short(runs)}, and an upgrade starts that again, not {_short(said)}: let the command lead "
+                "through a link, or put it into --config",
                 serving=OLD,
             )
 
@@ -326,6 +332,8 @@ class ByPath(Deployment):
         if starter.returncode:
             lines = [line.removeprefix(f"{PROGRAM}: ") for line in told.splitlines() if line.strip()]
             why = lines[-1] if lines else f"exit status {starter.returncode}"
+            if len(lines) > 1:
+                why += f" (its last words: {lines[-2]})"
             if starter.returncode == USAGE:
                 raise UsageError(why)
             raise HandoffError(f"{self.what} could not be started: {why}", serving=NOBODY)
