@@ -128,18 +128,24 @@ def _plan(options: Namespace) -> Plan:
         read,
         stop=_stop(options, read),
         binds=said.texts.get("binds", ()),
-        user=options.user or "",
-        group=options.group or "",
+        user=(options.user or "") if _becomes(options) else "",
+        group=(options.group or "") if _becomes(options) else "",
         socket=options.socket,
         image=options.image or _IMAGE,
         replicas=options.replicas,
     )
 
 
+def _becomes(options: Namespace) -> bool:
+    """Whether the manager makes all of the service that user's, the master included. What systemd binds is root's, and only
+    root's master can give each generation a queue of its own."""
+    return options.kind in _ELSEWHERE or (options.kind == "systemd" and not options.socket)
+
+
 def _as_user(options: Namespace) -> list[str]:
-    """Where the manager starts the service as root, it is ``run`` that becomes the user."""
+    """Where the manager starts the service as root, it is ``run`` that becomes the user for the servers."""
     said = [(name, getattr(options, name)) for name in ("user", "group") if getattr(options, name)]
-    if options.kind in ("systemd", *_ELSEWHERE) or not said:
+    if _becomes(options) or not said:
         return []
     return [f"--{name}={value}" for name, value in said]
 

@@ -101,8 +101,8 @@ class Supervisord:
         return Program(name, int(info["state"]), str(info["statename"]), int(info["pid"]), reason)
 
     def start(self, name: str) -> None:
-        """Returns when it has run for its ``startsecs``."""
-        self._ask("startProcess", name, True)
+        """Returns when its process is there; ``program`` tells what becomes of it."""
+        self._ask("startProcess", name, False)
 
     def last_words(self, name: str) -> str:
         """The last line of its log, which is often why it ended; empty where there is none."""

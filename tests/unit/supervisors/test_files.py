@@ -298,6 +298,20 @@ def test_a_user_who_may_not_bind_a_low_port_is_given_that_right_alone(capsys: py
     assert right not in unit(capsys, "systemd", "--user", "www-data", "--bind", ":80", "--socket", "--", "prog")
 
 
+@pytest.mark.parametrize("kind", ["supervisord", "s6", "runit", "circus", "openrc"])
+def test_elsewhere_the_servers_alone_are_the_users(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--user=www-data --group=www-data" in unit(
+        capsys, kind, "--user", "www-data", "--group", "www-data", "--bind", ":80", "--", "prog"
+    )
+
+
+def test_a_master_whose_listeners_systemd_binds_stays_roots(capsys: pytest.CaptureFixture[str]) -> None:
+    """Or it could not give each generation a queue of its own."""
+    said = unit(capsys, "systemd", "--user", "www-data", "--bind", ":80", "--socket", "--", "prog")
+    assert " --user=www-data " in said
+    assert "User=www-data\n" not in said
+
+
 @pytest.mark.parametrize(
     ("bind", "reason"),
     [
