@@ -19,14 +19,18 @@ ADDRESS = ("127.0.0.1", 8080)
 @pytest.fixture
 def web(bed: Bed) -> Bed:
     """``web.service`` is known, and not started."""
+    install(bed)
+    return bed
+
+
+def install(bed: Bed, *options: str) -> None:
     release(bed, RELEASE="one")
     bed.cli(
         "unit", "systemd", "--name", "web", "--program", "/usr/local/bin/fdhandoff-cli", "--bind", "http=127.0.0.1:8080",
         "--settle", "0.1", "--probation", "0.3", "--env-file", str(bed.shared / "env"),
-        "--output", "/etc/systemd/system", "--", str(bed.program()),
+        *options, "--output", "/etc/systemd/system", "--", str(bed.program()),
     )  # fmt: skip
     bed.reload()
-    return bed
 
 
 def release(bed: Bed, **variables: str) -> None:
@@ -85,3 +89,12 @@ def test_what_systemd_does_not_know_is_said(web: Bed) -> None:
     assert "answers no handoff path" in done.stderr
     for name in ("web.socket", "-x", "a b", ""):
         assert web.cli("deploy", f"--systemd={name}", check=False).returncode == 2
+
+
+def test_root_deploys_a_service_of_another_user(bed: Bed) -> None:
+    """Who answers is believed: systemd has named the process, and the kernel says whose it is."""
+    install(bed, "--user", "www-data")
+    first = answer(bed, "--release", "v1")
+    owner = bed.inside("stat", "--format", "%U", f"/proc/{first['pid']}").stdout.strip()
+    assert (first["result"], first["release"], owner) == ("started", "v1", "www-data")
+    assert answer(bed, "--release", "v2")["result"] == "upgraded"
