@@ -98,3 +98,22 @@ def test_root_deploys_a_service_of_another_user(bed: Bed) -> None:
     owner = bed.inside("stat", "--format", "%U", f"/proc/{first['pid']}").stdout.strip()
     assert (first["result"], first["release"], owner) == ("started", "v1", "www-data")
     assert answer(bed, "--release", "v2")["result"] == "upgraded"
+
+
+def test_what_systemd_binds_has_the_switch_also_for_servers_of_another_user(bed: Bed) -> None:
+    install(bed, "--user", "www-data", "--socket")
+    bed.systemctl("start", "web.socket")
+    first = answer(bed)
+    with Load(bed, ADDRESS, 2) as load:
+        for number in range(2, 6):
+            assert answer(bed)["generation"] == number
+            load.heard(number)
+        load.end()
+    assert not load.failures
+    facts = json.loads(bed.cli("status", "--path", "/run/web/handoff.sock", "--json").stdout)
+    assert [(one["name"], one["switch"]) for one in facts["listeners"]] == [("http", "kernel")]
+    (serving,) = [one for one in facts["generations"] if one["number"] == 5]
+    owners = [
+        bed.inside("stat", "--format", "%U", f"/proc/{pid}").stdout.strip() for pid in (first["pid"], *serving["pids"])
+    ]
+    assert owners == ["root", "www-data"]
