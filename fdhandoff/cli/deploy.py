@@ -18,7 +18,7 @@ from ..deadline import format_duration
 from ..errors import NOBODY, OLD, UNKNOWN, DeadlineExceeded, HandoffError, InProgress, PeerRefused, UpgradeError
 from ..system.process import exists, start_time
 from .arguments import Parser, add_json, add_users, chosen_path, duration
-from .outcome import NOTHING, PROGRAM, REFUSED, USAGE, Failure, UsageError, code_of
+from .outcome import NOTHING, PROGRAM, REFUSED, SYSTEM, USAGE, Failure, UsageError, code_of
 from .release import add_release, release_named
 from .said import Said, add_settings, own_program
 from .target import find, owner_of
@@ -181,7 +181,8 @@ class Deployment:
         try:
             yield
         finally:
-            os.unlink(path)
+            if _is_at(fd, path):
+                os.unlink(path)
             os.close(fd)
 
     def time_left(self) -> float | None:
@@ -395,7 +396,9 @@ def _when_serving(deployment: Deployment, pid_of: Callable[[], int], who: str) -
             state = ask(path, "status", timeout=_ANSWER_SECONDS, allow_uids=trusted).get("state")
             if state != "starting":
                 return path, trusted
-        except (HandoffError, Failure):
+        except (HandoffError, Failure) as error:
+            if isinstance(error, Failure) and error.code == SYSTEM:
+                raise  # whose it is, and who may ask
             # It has not opened its path yet, or it is no service of ours.
             if not _starts_now(pid):
                 raise Failure(
