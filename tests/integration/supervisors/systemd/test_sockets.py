@@ -41,15 +41,17 @@ while not over:
 
 
 def start(bed: Bed, *, user: str = "", ready: str = "http:/healthz", quick: str = QUICK) -> None:
-    """The generator's two units; its socket unit is the page's."""
+    """The generator's two units; its socket unit is the page's. ``user``: ``User=`` in a drop-in."""
     bed.program("web/current/bin/server")
     bed.cli(
         "unit", "systemd", "--socket", "--program", "/usr/local/bin/fdhandoff-cli", "--name", "web",
-        *(["--user", user] if user else []), "--bind", "http=127.0.0.1:8000", "--ready", ready, *quick.split(),
+        "--bind", "http=127.0.0.1:8000", "--ready", ready, *quick.split(),
         "--output", "/etc/systemd/system", "--", "/srv/web/current/bin/server",
     )  # fmt: skip
     socket = bed.inside("cat", "/etc/systemd/system/web.socket").stdout
     assert socket == f"# /etc/systemd/system/web.socket\n{units()['/etc/systemd/system/web.socket']}"
+    if user:
+        bed.unit("web.service.d/user.conf", f"[Service]\nUser={user}\n")
     bed.reload()
     bed.systemctl("start", "web.socket")
 
