@@ -147,7 +147,7 @@ def test_a_service_whose_supervisord_was_killed_serves_on_and_has_no_second_besi
         supervisor.process.wait()
         supervisor.start_again()
         wait_for(lambda: "FATAL" in supervisor.control("status", "web", code=None), "the refusal of a second one")
-        assert f"is in use by pid {pid}" in supervisor.control("tail", "web")
+        assert f"a master (pid {pid}) serves at" in supervisor.control("tail", "web")
         assert supervisor.masters() == [pid]
         load.heard(1)
         load.end()
