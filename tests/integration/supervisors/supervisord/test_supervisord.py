@@ -155,3 +155,21 @@ def test_a_service_whose_supervisord_was_killed_serves_on_and_has_no_second_besi
     assert verb("stop", str(supervisor.path), "--wait").returncode == 0
     supervisor.start()
     assert supervisor.serves()["generation"] == 1
+
+
+def test_the_next_supervisord_takes_the_service_over_where_it_is_told_to(supervisor: Supervisord) -> None:
+    supervisor.begin("--takeover", "always")
+    pid, address = supervisor.pid(), supervisor.address()
+    assert supervisor.process is not None
+    with Load(address, 2) as load:
+        supervisor.process.kill()
+        supervisor.process.wait()
+        supervisor.start_again()
+        supervisor.serves()
+        assert supervisor.pid() != pid
+        load.heard(supervisor.status()["generation"])
+        wait_for(lambda: supervisor.masters() == [supervisor.pid()], "the end of the other master")
+        load.end()
+    assert not load.failures
+    supervisor.stop()
+    assert supervisor.family() == []
