@@ -29,6 +29,7 @@ class Giver:
         self.given = False
         self.whole = False
         self.slot = -1
+        self.cleaning: set[int] = set()  # slots that were offered in vain, and that who is dead has left somebody with
 
     @property
     def busy(self) -> bool:
@@ -62,7 +63,7 @@ class Giver:
 
     def _begin(self, conversation: Conversation, hello: Hello) -> None:
         master = self._master
-        taken = {run.slot for run in master.runs}
+        taken = {run.slot for run in master.runs} | self.cleaning
         self.slot = next((slot for slot in range(master.slots) if slot not in taken), -1)
         code, refusal = self._refusal()
         if not refusal:

@@ -183,6 +183,7 @@ class Handover:
             "lost": None,
         }
         master.say(f"the service was not handed over: {error}; {master.current} serves")
+        self._giver.cleaning.add(self._giver.slot)
         master.spawn(self._clean_up(self._giver.slot, dead and self._giver.whole))
         self._giver.offer()
         master.changed()
@@ -202,10 +203,10 @@ class Handover:
             name = f"process {', '.join(str(process.pid) for process in left)}, which a dead master left,"
             await Strangers(master, name, left, signal.SIGTERM).retire(master.options.grace, master.options.kill_after)
         await serve_stranded(master)
-        if slot not in {run.slot for run in master.runs} and not self._giver.busy:
-            rescue(master, slot)
-            for outlet in master.outlets:
-                outlet.leave(slot)
+        rescue(master, slot)
+        for outlet in master.outlets:
+            outlet.leave(slot)
+        self._giver.cleaning.discard(slot)
 
     def _gave(self, how: str) -> None:
         """Somebody else has the service. What is ours finishes, and then so do we."""

@@ -410,7 +410,7 @@ class Master:
         return task
 
     def _new_run(self, options: Options, outlets: Sequence[Outlet], slot: int = -1) -> Run:
-        taken = {run.slot for run in self.runs} | self.store.orphans
+        taken = {run.slot for run in self.runs} | self.store.orphans | self.giver.cleaning
         if self.taking is not None:
             taken |= self.taking.reserved
             slot = self.taking.slot if not self.taking.committed else -1

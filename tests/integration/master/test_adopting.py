@@ -212,7 +212,7 @@ def test_a_master_that_is_killed_before_the_switch_leaves_the_old_server_serving
         started = service.running.says("started (pid")
         orphan = int(started.rpartition("pid ")[2].rstrip(")"))
         os.kill(service.pid, signal.SIGKILL)
-        service.running.ends()
+        service.running.process.wait(DEADLINE)  # its output stays open as long as its generation lives
         load.heard(0, 50)
         assert set(load.generations()) == {0}
         with adopting(tmp_path, old) as again:
@@ -230,7 +230,7 @@ def test_a_master_that_is_killed_after_the_switch_is_succeeded_beside_the_old_se
         with adopting(tmp_path, old, "--probation", "60s") as service:
             load.heard(1, 50)
             os.kill(service.pid, signal.SIGKILL)
-            service.running.ends()
+            service.running.process.wait(DEADLINE)
             load.heard(1, 50)
             with Service(tmp_path, *quick(), bind="") as again:
                 assert again.status()["generation"] == 1

@@ -244,7 +244,7 @@ def test_a_taker_that_is_killed_in_its_probation_loses_the_service_to_the_old_on
     second = taker(tmp_path)
     assert request(address)[1] == 2
     kill(second.pid)
-    second.running.ends()
+    second.running.process.wait(DEADLINE)  # its output stays open as long as its generation lives
     first.running.says("was not handed over")
     wait_for(lambda: owner(tmp_path) == first.pid, "the old owner to answer again")
     with Load(address) as load:
@@ -304,7 +304,7 @@ def test_a_new_master_that_is_killed_while_the_old_one_drains_is_succeeded_besid
     second = taker(tmp_path)
     first.running.says("has the service for good")
     kill(second.pid)
-    second.running.ends()
+    second.running.process.wait(DEADLINE)  # its output stays open as long as its generation lives
     with Load(address) as load:
         third = masters.enter_context(taker(tmp_path, wait=False))
         third.running.says("is alive: it goes on")
