@@ -24,9 +24,9 @@ from ..errors import (
     sentence,
 )
 from ..signals import StopRequests
-from ..system.environment import connections_of
+from ..system.environment import GENERATION, connections_of
 from ..system.paths import connect_control
-from ..system.processes import become_subreaper, members, reap_all
+from ..system.processes import adopted, become_subreaper, members, reap_all, variable_of
 from . import journal, resume
 from .announce import Announcer
 from .drain import bury, relays, rescue, retire, serve_stranded
@@ -361,6 +361,7 @@ class Master:
             self.ending.exit_status = _status_of(run, error)
             run.kill()
             await run.ended
+            self.end_strays(run)
             self.loop.stop()
             return
         if self.state != STARTING:
@@ -376,6 +377,7 @@ class Master:
         self.giver.offer()
         self._take_pidfile()
         self.announcer.ready()
+        self._upgrade_if_wanted()
 
     def gave_back(self, run: Run) -> None:
         """Whom we had taken the service from has it again, as our first generation died."""
@@ -547,9 +549,7 @@ class Master:
                 self.ears.attend(self.current)
                 if self.current.deaf.done:
                     self.ears.replace_again()
-            if self._upgrade_wanted and self.state == SERVING:
-                self._upgrade_wanted = False
-                self.loop.call(lambda: self.upgrade_unasked("asked for during the last one"))
+            self._upgrade_if_wanted()
         took = format_duration(round(time.monotonic() - rollout.began, 3))
         self.say(f"upgraded from {rollout.old} to {rollout.new} in {took}")
 
@@ -569,11 +569,19 @@ class Master:
         )
         self.plan_recycling()
 
+    def _upgrade_if_wanted(self) -> None:
+        """By a signal that came while the last one, or the start, was under way."""
+        if self._upgrade_wanted and self.state == SERVING:
+            self._upgrade_wanted = False
+            self.loop.call(lambda: self.upgrade_unasked("asked for before it could begin"))
+
     def upgrade_unasked(self, why: str) -> None:
-        """One that nobody waits for. While another is under way all of them together lead to one more after it."""
-        if self.rollout is not None:
+        """One that nobody waits for. While another, or the start, is under way all of them together lead to one more after
+        it."""
+        if self.rollout is not None or self.state == STARTING:
             if not self._upgrade_wanted:
-                self.say(f"one more upgrade follows the one to {self.rollout.new}: {why}")
+                after = f"the one to {self.rollout.new}" if self.rollout is not None else "the start"
+                self.say(f"one more upgrade follows {after}: {why}")
             self._upgrade_wanted = True
             self.coalesced += 1
             self.changed()
@@ -628,10 +636,25 @@ class Master:
 
     def connections(self, run: Run) -> int:
         """How many established connections the generation still has, as the kernel says."""
-        count = self.connections_of(members(*run.pids))
+        count = self.connections_of(members(*run.pids, *self._strayed(run)))
         if all(process.alive() for process in run.processes):  # else some may have gone with one that died just now
             run.seen = count, time.monotonic()
         return count
+
+    def _strayed(self, run: Run) -> list[int]:
+        """Processes of the generation that left its group and lost their parent: they have become ours."""
+        known = {pid for each in self.runs for pid in each.pids} | self.loop.waited
+        number = str(run.number)
+        return [pid for pid in adopted() if pid not in known and variable_of(pid, GENERATION) == number]
+
+    def end_strays(self, run: Run) -> None:
+        """A generation that never served leaves nobody behind, whatever its processes did to get away."""
+        for pid in members(*self._strayed(run)):
+            self.say(f"process {pid} of {run} had left its group: it is killed, too")
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
 
     def connections_of(self, pids: Collection[int]) -> int:
         return sum(outlet.connections(pids) for outlet in self.outlets)
@@ -695,7 +718,7 @@ class Master:
     def _resize(self, more: int) -> None:
         """One worker more or less, also in the generations to come."""
         run = self.current
-        if run is None or run.state not in (SERVING, PROBATION):
+        if run is None or run.state not in (STARTING, SERVING, PROBATION):
             return
         try:
             if more > 0:

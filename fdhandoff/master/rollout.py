@@ -289,6 +289,8 @@ class Rollout:
             master.retire_now(new)
             return
         new.kill()
+        if not had_users:
+            new.ended.when_done(lambda: master.end_strays(new))
         master.discard(new, self._buried)
 
     def _buried(self) -> None:

@@ -96,6 +96,29 @@ def members(*leaders: int) -> list[int]:
     return sorted(family | _below(family, _children(processes)))
 
 
+def adopted() -> list[int]:
+    """The main thread's own children, as the kernel lists them: those that it started, and the orphans that a subreaper gets.
+    Empty where the kernel keeps no such list (CONFIG_PROC_CHILDREN)."""
+    own = os.getpid()
+    try:
+        with open(f"/proc/self/task/{own}/children", "rb") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def variable_of(pid: int, name: str) -> str:
+    """What process ``pid`` was started with as environment variable ``name``; empty when it had none, when it has ended, and
+    when we may not know."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            found = file.read().split(b"\0")
+    except OSError:
+        return ""
+    start = os.fsencode(f"{name}=")
+    return next((os.fsdecode(entry[len(start) :]) for entry in found if entry.startswith(start)), "")
+
+
 def state_of(pid: int) -> str:
     """The kernel's letter for what process ``pid`` does: ``R``, ``S``, ``D``, ``T``, ``Z`` (ended, not reaped), …; empty
     when there is no such process.

@@ -158,6 +158,25 @@ def test_another_users_memory_takes_a_privilege_that_is_named() -> None:
     assert "CAP_SYS_PTRACE" in answer
 
 
+def test_an_orphan_is_adopted_by_the_subreaper_and_known_by_what_it_was_started_with(reaper: None) -> None:
+    middle = python(
+        "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True); print(p.pid, flush=True)",
+        env={**os.environ, "MARKED": "so=and so"},
+    )
+    assert middle.stdout is not None
+    with middle:
+        orphan = int(middle.stdout.readline())
+    try:
+        assert orphan in processes.adopted()
+        assert processes.variable_of(orphan, "MARKED") == "so=and so"
+        assert processes.variable_of(orphan, "MARK") == ""
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+        os.waitpid(orphan, 0)
+    assert orphan not in processes.adopted()
+    assert processes.variable_of(orphan, "MARKED") == ""
+
+
 def test_a_control_group_is_a_place_in_the_tree() -> None:
     with open("/proc/self/cgroup", encoding="ascii") as file:
         places = {line.rstrip("\n").split(":", 2)[2] for line in file}
