@@ -18,6 +18,7 @@ from .control import ANSWER_SECONDS
 from .deadline import FOREVER, after, format_duration
 from .errors import (
     NEW,
+    NOBODY,
     OLD,
     Aborted,
     DeadlineExceeded,
@@ -151,6 +152,7 @@ class Service:
         self.owner = False
         self._closed = False
         self._answering: list[threading.Thread] = []  # to operators who asked for an upgrade
+        self._once_served: Callable[[], None] | None = None  # to one who waits no longer than that
         self._is_child = False  # after a fork: a worker's copy
         self.endpoint: Endpoint | None = None
         self._takeover: Takeover | None = None
@@ -335,6 +337,7 @@ class Service:
             self.endpoint.verbs.update(
                 status=self._verb_status,
                 upgrade=self._verb_upgrade,
+                rollback=self._verb_rollback,
                 stop=self._verb_stop,
                 drain=self._verb_stop,
                 hurry=self._verb_hurry,
@@ -632,6 +635,9 @@ class Service:
                 serving=OLD,
             )
         self.claim_turn()
+        return self._upgrade_in_turn()
+
+    def _upgrade_in_turn(self) -> Handed:
         outcome: list[Handed | BaseException] = []
         done = threading.Event()
 
@@ -717,9 +723,20 @@ class Service:
             reply.fail("unsupported", f"{self.name} replaces itself, and knows no {what}", serving=OLD)
             return
 
+        wait, number, began = body.get("wait", True), self.generation.number, time.monotonic()
+
+        def facts(result: str) -> dict[str, Any]:
+            seconds = time.monotonic() - began
+            return {"upgrade": {"result": result, "reason": "", "from": number, "to": number + 1, "seconds": seconds}}
+
         def run() -> None:
             try:
-                handed = self.upgrade()
+                self.claim_turn()
+                if wait is False:
+                    reply.done(facts("under way"))
+                elif wait == "served":
+                    self._once_served = lambda: reply.done(facts("served"))
+                handed = self._upgrade_in_turn()
             except HandoffError as error:
                 reply.fail(type(error).__name__, str(error), serving=error.serving)
             else:
@@ -728,6 +745,27 @@ class Service:
         thread = threading.Thread(target=run, name="fdhandoff-verb", daemon=True)
         self._answering = [*(one for one in self._answering if one.is_alive()), thread]
         thread.start()
+
+    def _verb_rollback(self, _: dict[str, Any], reply: Reply) -> None:
+        number = self.generation.number
+
+        def job() -> None:
+            takeover = self._takeover
+            if takeover is None or not takeover.in_probation:
+                reply.fail(
+                    "refused",
+                    f"generation {number} is in no probation, and the one before is gone: deploy the previous release again "
+                    "and upgrade to it",
+                    serving=OLD,
+                )
+                return
+            self._stop(f"rolled back by {reply.asker}", False)
+            if takeover.owns:
+                reply.fail("failed", f"generation {number} could not give the service back: it ends", serving=NOBODY)
+            else:
+                reply.done({"upgrade": {"result": "rolled back", "from": number - 1, "to": number}})
+
+        self.worker.post(job)
 
     def _verb_stop(self, _: dict[str, Any], reply: Reply) -> None:
         self._ask_stop(f"{reply.asker} asked for it")
@@ -861,6 +899,9 @@ class Service:
     def become(self, word: str) -> None:
         with self._lock:
             self.state_word = word
+            tell, self._once_served = self._once_served, None
+        if tell is not None and word == PROBATION:
+            tell()
 
     def say(self, line: str) -> None:
         self._log(f"{self.name}[{os.getpid()}]: {line}")

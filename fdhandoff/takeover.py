@@ -485,11 +485,21 @@ class Takeover:
             raise PeerGone(f"{self.peer} can't take the service back any more: this process owns it", serving=NEW)
         self.close()
 
+    @property
+    def in_probation(self) -> bool:
+        """Whether the service is ours and could still go back."""
+        return self.owns and not passed(self._probation_ends)
+
+    @property
+    def owns(self) -> bool:
+        """Whether the service is ours, by what was said so far."""
+        return self._conversation.session.owns
+
     def give_back(self, reason: str) -> bool:
         """In probation: the old side takes the service back at once, not only when this process is proved dead. Stop
         accepting before. False where it is too late for that, or nobody is there to take it."""
         process = self._conversation.process
-        if not self._conversation.session.owns or passed(self._probation_ends) or process is None:
+        if not self.in_probation or process is None:
             return False
         if process.alive():
             try:
