@@ -19,7 +19,7 @@ from ..system.channel import Channel
 from ..system.connections import LISTEN, bound, inodes_of, unix_connections
 from ..system.fds import describe, socket_from_fd
 from ..system.process import Peer, Process, find_program, spawn
-from ..system.processes import members, variable_of
+from ..system.processes import members
 from ..system.sockets import parse_bind
 from ..system.switch import Group
 from . import journal

@@ -11,7 +11,7 @@ from ..errors import SystemCallError
 from ..system import environment
 from ..system.connections import inodes_of
 from ..system.process import Process
-from ..system.processes import members
+from ..system.processes import members, variable_of
 from .drain import HALF_OPEN_SECONDS
 from .tasks import pause
 
@@ -102,11 +102,7 @@ def _kill(pid: int) -> None:
 def is_of_a_master(pid: int) -> bool:
     """Whether a master started it, or one of its ancestors. A socket alone proves nothing: a service manager, whom to end would
     be to end all, may keep it, and rightly."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"\0{environment.GENERATION}=".encode() in b"\0" + file.read()
-    except OSError:
-        return False  # it has ended, or is another user's: none that we started
+    return bool(variable_of(pid, environment.GENERATION))
 
 
 def holders_of(inodes: Collection[int]) -> list[Process]:

@@ -327,10 +327,11 @@ def test_who_was_sent_to_a_generation_that_was_not_ready_as_the_master_died_is_s
         wait_for(lambda: (service.status()["last_upgrade"] or {})["step"] == "ready", "the new generation")
         kill(service.pid)
         service.running.process.wait(DEADLINE)
-        clients = [socket.create_connection(address, DEADLINE) for _ in range(32)]
-        for sock in clients:
-            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        with scene.run(*options) as again:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection(address, DEADLINE)) for _ in range(32)]
+            for sock in clients:
+                sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            again = stack.enter_context(scene.run(*options))
             assert "generation 3 serves " in again.running.says("connections that waited for generation 4")
             for sock in clients:
                 with sock:
