@@ -318,17 +318,23 @@ class Proxy:
 
     def _pass_on(self, process: Process, number: int, until: float) -> None:
         """One that the process would die of, as it has just been started, waits until it has a handler."""
-        if process is not self._current and process not in self._older:
-            return  # it has ended meanwhile
-        if number not in STOPS and would_die_of(process.pid, number):
-            if time.monotonic() < until:
-                self._loop.after(_LOOK_SECONDS, lambda: self._pass_on(process, number, until))
-            else:
-                name = signal.Signals(number).name if number in set(signal.Signals) else number
-                self._say(f"process {_named(process.pid)} does not handle {name} and would die of it: it was not sent")
-            return
-        self._told.add(process.pid)
-        process.signal(number)
+        if number in STOPS or not would_die_of(process.pid, number):
+            self._told.add(process.pid)
+            process.signal(number)
+        elif time.monotonic() < until:
+            was_current = process is self._current
+            self._loop.after(_LOOK_SECONDS, lambda: self._try_again(process, number, until, was_current))
+        else:
+            name = signal.Signals(number).name if number in set(signal.Signals) else number
+            self._say(f"process {_named(process.pid)} does not handle {name} and would die of it: it was not sent")
+
+    def _try_again(self, process: Process, number: int, until: float, was_current: bool) -> None:
+        if process in self._mains():
+            self._pass_on(process, number, until)
+        elif was_current and self._current is not None:
+            self._pass_on(self._current, number, until)  # it never got it: it is its successor's
+        elif was_current:
+            self._kept.append(number)
 
     def _tell(self, pid: int, number: int) -> None:
         if pid in self._told:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ..cli import DEADLINE, Running, verb, wait_for
+from ..cli import DEADLINE, PACKAGE, Running, environment, verb, wait_for
 from ..master import Load, read_answer, request
 from . import Proxied, alone, descendants_of, gone
 
@@ -245,6 +245,31 @@ def test_a_signal_before_the_command_has_a_handler_is_kept_for_it() -> None:
     for _ in range(20):
         running.signal(signal.SIGHUP)
     assert running.ends() == 4
+
+
+def test_a_signal_that_was_kept_for_one_that_ended_is_its_successors() -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "if os.fork():\n"
+        "    print('before', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    os._exit(0)\n"
+        "signal.signal(signal.SIGHUP, lambda *_: sys.exit(4))\n"
+        "while True: time.sleep(100)\n"
+    )
+    reader, writer = os.pipe()
+    proxy = subprocess.Popen(
+        [sys.executable, "-m", PACKAGE, "pidproxy", "--", sys.executable, "-c", code],
+        stdin=reader, stdout=subprocess.PIPE, env=environment(), text=True,
+    )  # fmt: skip
+    os.close(reader)
+    assert proxy.stdout is not None
+    assert proxy.stdout.readline() == "before\n"
+    proxy.send_signal(signal.SIGHUP)  # the parent, which has no handler, would die of it
+    os.write(writer, b"go\n")
+    os.close(writer)
+    assert proxy.wait(DEADLINE) == 4
+    proxy.stdout.close()
 
 
 def test_somebody_elses_pidfile_is_not_followed_nor_its_process_signalled(tmp_path: Path) -> None:
