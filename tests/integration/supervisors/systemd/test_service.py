@@ -184,3 +184,28 @@ def test_who_connects_during_a_restart_waits_and_is_served(boot: Boot, version: 
         load.heard(2)
     assert not load.failures
     ends(bed)
+
+
+@pytest.mark.parametrize("version", [254, 257])
+def test_with_preserve_who_connects_while_it_is_stopped_is_served_by_the_next_start(boot: Boot, version: int) -> None:
+    bed = boot(version)
+    install(bed, "web.service")
+    bed.systemctl("enable", "web")  # or it is forgotten with all that it has
+    start(bed, "web.service.d/preserve.conf")
+    bed.systemctl("reload", "web")
+    ends(bed)
+    clients = queued(bed, 8)
+    bed.systemctl("start", "web")
+    assert {client.answer()[1] for client in clients} == {1}
+    with Load(bed, WEB) as load:
+        bed.systemctl("reload", "web")
+        load.heard(2)
+    assert not load.failures
+    ends(bed)
+
+
+def test_without_it_a_stop_closes_everything(bed: Bed) -> None:
+    start(bed)
+    ends(bed)
+    with pytest.raises(ConnectionRefusedError):
+        bed.request(WEB)
