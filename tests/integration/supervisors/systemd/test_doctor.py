@@ -19,7 +19,7 @@ def verdicts(bed: Bed, unit: str) -> dict[str, tuple[str, str]]:
     return {one["name"]: (one["value"], one["verdict"]) for one in facts["checks"] if one["verdict"] != "ok"}
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_the_pages_units_are_well(boot: Boot, version: int) -> None:
     bed = boot(version)
     install(bed, "web.service", "web@.service", "app.service", quick="")

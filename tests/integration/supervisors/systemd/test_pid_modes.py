@@ -45,7 +45,7 @@ def ends(bed: Bed, unit: str) -> None:
     assert bed.inside("test", "-e", "/run/app/handoff.sock", check=False).returncode
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_systemd_follows_a_chain_of_successors_under_load(boot: Boot, version: int) -> None:
     bed = boot(version)
     deploy(bed, "1")
@@ -87,7 +87,7 @@ def test_a_successor_that_fails_leaves_the_main_process_as_it_is(bed: Bed) -> No
     ends(bed, "app")
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_the_same_pid_ends_up_with_the_new_code_twice_under_load(boot: Boot, version: int) -> None:
     bed = boot(version)
     deploy(bed, "1", same_pid=True)
@@ -110,7 +110,7 @@ def test_the_same_pid_ends_up_with_the_new_code_twice_under_load(boot: Boot, ver
     ends(bed, "app")
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_two_instances_of_a_template_hand_over_to_each_other_under_load(boot: Boot, version: int) -> None:
     bed = boot(version)
     deploy(bed, "b1", place="blue")

@@ -119,7 +119,7 @@ def test_a_generation_that_crashes_is_restarted_by_the_master_alone(bed: Bed) ->
     ends(bed)
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_a_killed_master_is_restarted_once_and_finds_its_generation_again_under_load(boot: Boot, version: int) -> None:
     bed = boot(version)
     pid = start(bed)
@@ -171,7 +171,7 @@ def test_what_waits_in_the_queues_outlives_the_death_of_everything(boot: Boot, v
     ends(bed)
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_who_connects_during_a_restart_waits_and_is_served(boot: Boot, version: int) -> None:
     bed = boot(version)
     start(bed)

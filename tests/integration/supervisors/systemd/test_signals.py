@@ -145,7 +145,7 @@ def test_a_reload_by_signal_waits_for_the_outcome(boot: Boot, version: int) -> N
     ends(bed)
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_a_master_that_hangs_is_killed_by_the_watchdog_and_the_next_one_goes_on(boot: Boot, version: int) -> None:
     bed = boot(version)
     pid = start(bed, "web.service.d/watchdog.conf")

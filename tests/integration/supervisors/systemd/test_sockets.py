@@ -61,7 +61,7 @@ def listener(bed: Bed, *options: str) -> dict[str, Any]:
     return dict(facts["listeners"][0])
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_the_first_connection_starts_it_and_upgrades_under_load_lose_nothing(boot: Boot, version: int) -> None:
     bed = boot(version)
     start(bed)
@@ -93,7 +93,7 @@ def test_another_user_than_the_one_who_bound_shares_the_queue(bed: Bed) -> None:
     assert not load.failures
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_what_is_queued_over_a_restart_is_served(boot: Boot, version: int) -> None:
     bed = boot(version)
     start(bed)

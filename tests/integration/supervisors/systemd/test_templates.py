@@ -26,7 +26,7 @@ def generation(bed: Bed) -> int:
     return int(json.loads(bed.cli("status", "--json", "--path", PATH).stdout)["generation"])
 
 
-@pytest.mark.parametrize("version", [252, 257])
+@pytest.mark.parametrize("version", [252, pytest.param(257, marks=pytest.mark.soak)])
 def test_one_instance_after_the_other_serves_and_nothing_is_lost(boot: Boot, version: int) -> None:
     bed = boot(version)
     deploy(bed, "blue")
