@@ -167,6 +167,7 @@ def test_a_dry_run_looks_and_touches_nothing(mastered: Mastered) -> None:
     assert [line.split()[1] for line in answer.stderr.splitlines()] == [
         "room:",
         "configuration:",
+        "memory:",
         "listeners:",
         "command:",
     ]
