@@ -119,6 +119,8 @@ class Handed:
 
 
 def main() -> int:
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]  # this folder: its modules are the package's, whatever they are called
     import marshal
     import os
 
