@@ -35,7 +35,7 @@ def stay(configuration: Configuration) -> None:
         "package": _PACKAGE,
         "path": [os.path.abspath(entry) for entry in sys.path],
         "command": list(sys.orig_argv),
-        "name": Path("/proc/self/comm").read_bytes(),
+        "name": Path("/proc/self/comm").read_bytes().removesuffix(b"\n"),
         "options": (configuration.command, dict(configuration.given), configuration.file),
         "file": (configuration.reader.data, configuration.reader.values),
     }

@@ -14,6 +14,12 @@ from ..cli import verb, wait_for
 from . import Load, Service, kill, quick, request, rude
 
 
+def test_the_process_keeps_its_name_without_a_line_feed_in_it(tmp_path: Path) -> None:
+    with Service(tmp_path, *quick()) as service:
+        name = Path(f"/proc/{service.pid}/comm").read_bytes()
+        assert (name[-1:], name.count(b"\n")) == (b"\n", 1), "the kernel adds one, and ss and ps show the rest"
+
+
 def test_the_first_generation_serves_and_status_shows_it(tmp_path: Path) -> None:
     with Service(tmp_path, *quick()) as service:
         service.release()
