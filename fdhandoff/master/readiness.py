@@ -15,6 +15,7 @@ from ..system.attention import who_waits_on
 from ..system.notify import NotifyListener
 from ..system.process import Process, spawn
 from ..system.processes import members
+from . import conventions
 from .run import split_command
 from .tasks import Future, pause
 
@@ -312,6 +313,7 @@ async def run_command(loop: Loop, text: str, run: Run, seconds: float, *unless: 
     try:
         environ = run.environ()
         environment.strip(environ)
+        conventions.strip(environ)
         environ[environment.GENERATION] = str(run.number)
         streams = run.output.for_commands() if told and run.output is not None else {1: 1, 2: 2}
         process = spawn(split_command(text), fds={0: 0, **streams}, env=environ, **run.surroundings(), own_group=1)

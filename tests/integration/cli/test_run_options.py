@@ -127,6 +127,17 @@ def test_listeners_are_told_by_other_conventions_on_request(mastered: Mastered) 
     assert "EINHORN_FD_7" not in environ
 
 
+def test_a_check_is_not_told_of_listeners_that_it_does_not_get(mastered: Mastered) -> None:
+    seen = mastered.directory / "seen"
+    conventions = ["nginx", "einhorn", "server-starter"]
+    mastered.configure(convention=conventions, check=f"sh -c 'env > {seen}'", ready="delay:10ms")
+    mastered.start()
+    mastered.upgrade()
+    environ = dict(line.partition("=")[::2] for line in seen.read_text().splitlines())
+    assert environ["FDHANDOFF_GENERATION"] == "2"
+    assert [name for name in environ if name.startswith(("NGINX", "EINHORN_FD", "SERVER_STARTER", "LISTEN_"))] == []
+
+
 # --- workers, signals, timers -----------------------------------------------------------------------------------
 
 
