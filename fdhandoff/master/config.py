@@ -53,7 +53,7 @@ def _words(text: str) -> str:
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 10_000:
-        raise ValueError(f"{text!r} is not a number from 1 on")
+        raise ValueError(f"{text!r} is not a number from 1 to 10000")
     return int(text)
 
 
@@ -305,6 +305,13 @@ def _check(options: Options) -> None:
     for text in options.binds:
         if options.binds.count(text) > 1:
             raise ValueError(f"{text} is to be bound twice: say it once, or give each a name")
+    addresses: dict[str, str] = {}
+    for text in options.binds:
+        spec = parse_bind(text)
+        if spec.port or spec.path:  # port 0 is another one each time
+            other = addresses.setdefault(str(spec), text)
+            if other != text:
+                raise ValueError(f"{other} and {text} are one address, {spec}: say it once")
     names = [name for name in (parse_bind(text).name for text in options.binds) if name]
     for name in names:
         if names.count(name) > 1:

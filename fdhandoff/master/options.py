@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from ..deadline import parse_duration
 from ..system.sockets import parse_bind
@@ -23,6 +24,7 @@ READY_KINDS = ("accept", "notify", "http", "command", "delay")
 
 _LINK = "link:"
 _RELEASE_MAX = 200
+_SETTINGS_MAX = 1 << 20
 
 
 class CanaryStep:
@@ -319,26 +321,37 @@ def release_of(text: str) -> str:
     return parse_release(os.path.basename(target) or target)
 
 
+def settings_in(path: str) -> bytes:
+    """What is in a file that somebody wrote by hand, and that is read again for each generation: neither a pipe, which would
+    hold us up, nor a device without end. ``ValueError`` where it is."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path} is no regular file, and is to be read again at each upgrade: name one")
+        data = file.read(_SETTINGS_MAX + 1)
+    if len(data) > _SETTINGS_MAX:
+        raise ValueError(f"{path} is larger than {_SETTINGS_MAX >> 20} MiB: it can't be meant")
+    return data
+
+
 def read_env_file(path: str) -> dict[str, str]:
     """``NAME=value`` lines; blank ones and ``#`` comments are skipped, quotes around a value are taken off. ``ValueError`` with
     the line that is none."""
     found: dict[str, str] = {}
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode()
-            except UnicodeDecodeError:
-                raise ValueError(f"{path}, line {number}: {raw[:40]!r} is not text in UTF-8") from None
-            text = line.strip()
-            if not text or text.startswith("#"):
-                continue
-            name, equals, value = text.removeprefix("export ").partition("=")
-            if not equals or not name.strip().isidentifier():
-                raise ValueError(f"{path}, line {number}: {text!r} is not NAME=value")
-            value = value.strip()
-            if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-                value = value[1:-1]
-            found[name.strip()] = value
+    for number, raw in enumerate(settings_in(path).split(b"\n"), 1):
+        try:
+            line = raw.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}, line {number}: {raw[:40]!r} is not text in UTF-8") from None
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        name, equals, value = text.removeprefix("export ").partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"{path}, line {number}: {text!r} is not NAME=value")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        found[name.strip()] = value
     return found
 
 

@@ -10,6 +10,7 @@ import sys
 from ..deadline import after
 from ..notation import loads
 from ..system.process import spawn
+from .options import settings_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class Reader:
         self.values = values if values is not None else {}
 
     def __call__(self, path: str) -> dict[str, Any]:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = settings_in(path)
         if data != self.data:
             self.values = self._parse(path, data)
             self.data = data

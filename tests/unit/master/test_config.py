@@ -71,7 +71,7 @@ def test_a_file_has_the_options_own_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("workers = 'many'", "workers: 'many' is not a number from 1 on"),
+        ("workers = 'many'", "workers: 'many' is not a number from 1 to 10000"),
         ("workers = true", "workers: True is neither text nor a number"),
         ("ready_timeout = 3", "ready_timeout: there is no such option; did you mean 'ready-timeout'?"),
         ("command = []", "command: say a list of words"),
@@ -127,12 +127,19 @@ def test_toml_on_an_old_python_asks_for_its_package(tmp_path: Path, monkeypatch:
     [
         ({"bind": ["a=:0", "a=:1"]}, "two listeners are called 'a'"),
         ({"bind": [":0", ":0"]}, "is to be bound twice"),
+        ({"bind": ["a=:80", "b=:80?backlog=9"]}, r"a=:80 and b=:80\?backlog=9 are one address, :80: say it once"),
+        ({"bind": ["a=unix:/s", "b=/s"]}, "are one address, unix:/s"),
         ({"directory": "/no/such"}, "the working directory /no/such does not exist"),
     ],
 )
 def test_what_makes_no_sense_together_is_refused(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         configured(command=["x"], **given)()
+
+
+def test_addresses_that_only_look_alike_are_not_one() -> None:
+    binds = ["a=127.0.0.1:0", "b=127.0.0.1:0", "c=:80", "udp:127.0.0.1:80", "127.0.0.1:81", "127.0.0.2:81"]
+    assert configured(command=["x"], bind=binds)().binds == binds
 
 
 def test_nginx_has_no_unix_socket_that_is_switched_by_a_rename() -> None:
