@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_SECONDS_MIN = 0.1  # more often nobody can read it, and whoever is asked has other things to do
+
+
 def watch(text: Callable[[], str], seconds: float) -> int:
     """Until it is interrupted, which is how it ends well."""
     redraws = sys.stdout.isatty()
@@ -25,7 +28,7 @@ def watch(text: Callable[[], str], seconds: float) -> int:
             sys.stdout.write("".join(f"{line}\n" for line in lines))
             sys.stdout.flush()
             drawn = len(lines)
-            time.sleep(seconds)
+            time.sleep(max(seconds, _SECONDS_MIN))
     except KeyboardInterrupt:
         return 0
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -17,9 +18,24 @@ from fdhandoff.cli.hearing import Hearing, Interrupted
 from fdhandoff.cli.outcome import Failure, UsageError, code_of, guarded
 from fdhandoff.cli.readiness import Readiness, parse_ready
 from fdhandoff.cli.status import describe
+from fdhandoff.cli.watching import watch
 from fdhandoff.system.process import Exit
 
 PACKAGE = cli.__name__.rpartition(".")[0]
+
+
+def test_what_is_watched_is_looked_at_ten_times_a_second_at_most(capsys: pytest.CaptureFixture[str]) -> None:
+    looks: list[float] = []
+
+    def look() -> str:
+        looks.append(time.monotonic())
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+        return "as it is"
+
+    assert watch(look, 0) == 0
+    assert looks[-1] - looks[0] >= 0.2
+    assert capsys.readouterr().out == "as it is\nas it is\n"
 
 
 @pytest.mark.parametrize(
