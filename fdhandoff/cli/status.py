@@ -7,11 +7,11 @@ import os
 import sys
 import time
 
-from ..client import ask
 from ..deadline import format_duration
 from ..errors import NOBODY, HandoffError
 from ..system.process import command_name
 from .arguments import Parser, add_json, add_users, duration
+from .asking import ask
 from .outcome import code_of
 from .overview import overview
 from .target import add_target, chosen_target

@@ -6,11 +6,11 @@ import json
 import sys
 import time
 
-from ..client import ask
 from ..deadline import format_duration
 from ..errors import NOBODY, HandoffError, PathError, PeerGone, SystemCallError
 from ..system.process import Process
 from .arguments import Parser, add_json, add_users, duration
+from .asking import ask
 from .outcome import REFUSED, Failure, code_of
 from .target import add_target, chosen_target
 

@@ -11,6 +11,7 @@ from ..system import pidfile
 from ..system.kin import listening_paths, parent_of
 from ..system.paths import CONTROL_NAME, SYSTEM_DIRECTORY
 from ..system.process import command_name, exists
+from ..system.processes import state_of
 from .arguments import Parser, add_path, checked, chosen_path
 from .outcome import NOTHING, SYSTEM, Failure, UsageError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _ANSWER_SECONDS = 2.0
 _ANCESTORS = 8
+_ENDED = ("Z", "X")  # and nobody has waited for it yet
 
 
 @checked
@@ -77,7 +79,7 @@ def _pid_in(path: str) -> int:
 def find(pid: int, allow_uids: Iterable[int] = (), named: str = "") -> str:
     """The handoff path of the service that process ``pid`` belongs to. ``Failure`` says why there is none. ``allow_uids``:
     whose answer is believed besides ours and root's."""
-    if not exists(pid):
+    if not exists(pid) or state_of(pid) in _ENDED:
         raise Failure(f"there is no process {pid}: nothing serves under that number", NOTHING)
     # Where the process itself answers, or the master above it, /proc tells the path; else everybody is asked.
     ancestor = pid

@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 
-from ..client import ask
 from ..deadline import format_duration
-from ..errors import HandoffError, PeerRefused
+from ..errors import UNKNOWN, DeadlineExceeded, HandoffError, PeerRefused
 from ..master.options import parse_canary
 from .arguments import Parser, add_json, add_users, checked, duration
+from .asking import ask
 from .outcome import code_of, say
 from .release import add_release, release_named
 from .target import add_target, chosen_target
@@ -92,6 +92,8 @@ def run(options: Namespace) -> int:
             on_event=None if progress is None else progress.show,
         )
     except HandoffError as error:
+        if isinstance(error, DeadlineExceeded):
+            error = _undecided(path, verb, options.timeout)
         facts: dict[str, Any] = error.answer if isinstance(error, PeerRefused) else {}
         if options.json:
             result = (facts.get("upgrade") or {}).get("result", "failed")
@@ -105,6 +107,15 @@ def run(options: Namespace) -> int:
     print(json.dumps(answer) if options.json else _STEERING.get(verb) or summary(answer, options))
     sys.stdout.flush()
     return 0
+
+
+def _undecided(path: str, verb: str, seconds: float) -> DeadlineExceeded:
+    """Nobody waits for it any more, and that is all that has happened."""
+    what = "the upgrade is not decided" if verb == "upgrade" else f"the owner at {path} has not answered {verb!r}"
+    return DeadlineExceeded(
+        f"{what} after {format_duration(seconds)}, and goes on: status shows how far it is, upgrade --abort takes it back",
+        serving=UNKNOWN,
+    )
 
 
 def _question(options: Namespace) -> dict[str, Any]:

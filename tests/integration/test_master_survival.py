@@ -42,6 +42,25 @@ def test_a_killed_master_leaves_its_generation_serving_and_the_next_one_goes_on(
     assert not (tmp_path / "master.sock.journal").exists()
 
 
+def test_who_asks_where_a_master_was_killed_hears_what_lives_on(tmp_path: Path) -> None:
+    with Service(tmp_path, *quick()) as service:
+        (pid,) = service.generations()[1]["pids"]
+        os.kill(service.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, service.pid, os.WEXITED | os.WNOWAIT)
+        gone = verb("upgrade", "--pid", str(service.pid))
+        assert (gone.returncode, f"there is no process {service.pid}" in gone.stderr) == (4, True), gone.stderr
+        service.running.process.wait(DEADLINE)
+        for words in (["status"], ["upgrade"], ["drain"]):
+            done = verb(*words, str(service.path))
+            assert done.returncode == 4
+            assert done.stderr.endswith(
+                f"of a master that died there lives generation 1 (pid {pid}): the same run again goes on with it, "
+                "stop --left-over ends it\n"
+            ), done.stderr
+        assert verb("stop", "--left-over", str(service.path)).returncode == 0
+        assert "lives" not in verb("status", str(service.path)).stderr
+
+
 def test_a_generation_that_shall_not_outlive_its_master_does_not(tmp_path: Path) -> None:
     with Service(tmp_path, *quick("--death-signal", "KILL", "--workers", "2")) as service:
         ask(service.path, "upgrade-master", timeout=DEADLINE)
