@@ -110,7 +110,9 @@ def _pids(pids: Sequence[int]) -> str:
 def _how(ended: dict[str, Any] | None) -> str:
     if not ended:
         return "-"
-    return f"signal {ended['signal']}" if ended.get("signal") else f"exit {_cell(ended.get('status'))}"
+    if ended.get("signal"):
+        return f"signal {ended['signal']}"
+    return "unseen" if ended.get("status") is None else f"exit {ended['status']}"
 
 
 def last_upgrade(last: dict[str, Any] | None, now: float) -> list[str]:
@@ -121,7 +123,7 @@ def last_upgrade(last: dict[str, Any] | None, now: float) -> list[str]:
     if last.get("release"):
         text = f"release {last['release']}, {text}"
     if last.get("step"):
-        text += f", at {last['step']}"
+        text += f", at {last['step']}{' (held)' if last.get('held') else ''}"
     if isinstance(last.get("seconds"), (int, float)):
         text += f", {'for' if last.get('step') else 'in'} {format_duration(last['seconds'])}"
     if isinstance(last.get("at"), (int, float)):

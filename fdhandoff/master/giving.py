@@ -180,6 +180,7 @@ class Handover:
             "seconds": time.monotonic() - self._began,
             "steps": [{"step": "handover", "seconds": time.monotonic() - self._began}],
             "at": time.time(),
+            "held": False,
             "lost": None,
         }
         master.say(f"the service was not handed over: {error}; {master.current} serves")

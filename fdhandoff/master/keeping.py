@@ -87,6 +87,7 @@ async def roll_back(master: Master, reason: str) -> None:
         "seconds": seconds,
         "steps": [{"step": "rollback", "seconds": seconds}],
         "at": time.time(),
+        "held": False,
         "lost": None,
         "last_lines": [],
     }

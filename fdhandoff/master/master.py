@@ -730,7 +730,7 @@ class Master:
             return
         self.more_workers += more
         self.changed()
-        self.say(f"{run} has {run.workers} workers from now on")
+        self.say(f"{run} has {run.workers} worker{'s' if run.workers > 1 else ''} from now on")
 
     def _reap(self) -> None:
         """Orphans that became ours. Our own processes are waited for by their pidfds."""

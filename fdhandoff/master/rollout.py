@@ -61,6 +61,12 @@ class Rollout:
         self.at: float | None = None  # when it ended
         self.took: float | None = None
 
+    def hold(self) -> None:
+        """The canary stays at its share, or the one to come at the first of its shares, until it is promoted or taken back."""
+        if not self.held:
+            self.held = True
+            self.master.say("canary: held at its present share, until it is promoted or taken back")
+
     # --- the story ------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -350,6 +356,7 @@ class Rollout:
             "reason": self.reason,
             "asked": self.asked,
             "step": self.step,
+            "held": self.held and not self.result and not self.promoted.done,
             "from": self.old.number,
             "to": self.new.number,
             "seconds": self.took if self.took is not None else time.monotonic() - self.began,

@@ -160,7 +160,7 @@ def _hold(master: Master, _: dict[str, Any], reply: Reply) -> None:
     rollout = _under_way(master, "canary")
     if not rollout.new.options.canary or rollout.switched:
         raise UpgradeError(f"the upgrade to {rollout.new} has no canary that could be held", serving=OLD)
-    rollout.held = True
+    rollout.hold()
     reply.done({"upgrade": rollout.summary()})
 
 

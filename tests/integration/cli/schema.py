@@ -9,6 +9,7 @@ from typing import Any
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "status.md"
 
 _TYPES: dict[str, tuple[type, ...]] = {
+    "boolean": (bool,),
     "integer": (int,),
     "number": (int, float),
     "string": (str,),
@@ -58,4 +59,4 @@ def _object(who: str, value: dict[str, Any], table: dict[str, tuple[str, list[st
     for key, item in value.items():
         types = tuple(kind for word in table[key][0].split(" or ") for kind in _TYPES[word])
         assert isinstance(item, types), f"{what}: {key} is {item!r}, not {table[key][0]}"
-        assert not isinstance(item, bool), f"{what}: {key} is a truth value"
+        assert bool in types or not isinstance(item, bool), f"{what}: {key} is a truth value"

@@ -198,16 +198,32 @@ def test_of_two_upgrades_at_once_one_is_told_so(mastered: Mastered) -> None:
     assert "an upgrade to generation 2 is under way" in answer.stderr
 
 
+def test_an_upgrade_that_nobody_waits_for_any_more_goes_on_and_says_so(mastered: Mastered) -> None:
+    mastered.configure(probation="30s")
+    mastered.start()
+    answer = mastered.verb("upgrade", "--timeout", "1s")
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1] == (
+        "fdhandoff-cli: the upgrade is not decided after 1s, and goes on: status shows how far it is, "
+        "upgrade --abort takes it back"
+    )
+    assert last(mastered)["result"] == "under way"
+
+
 def test_a_canary_is_held_promoted_and_taken_back(mastered: Mastered) -> None:
     mastered.start()
     mastered.release("two")
     assert mastered.verb("upgrade", "--no-wait", "--canary", "20%:60s").returncode == 0
     assert mastered.verb("upgrade", "--hold").stdout == "the canary stays as it is\n"
     under_way(mastered, "canary 0.2")
+    mastered.running.says("canary: held at its present share")
+    assert last(mastered)["held"] is True
+    assert "at canary 0.2 (held)" in mastered.verb("status").stdout
     assert mastered.generation(2)["share"] == pytest.approx(0.2)
     assert mastered.verb("upgrade", "--promote").returncode == 0
     mastered.answers("two")
     wait_for(lambda: last(mastered)["result"] == "done")
+    assert last(mastered)["held"] is False
     assert mastered.verb("upgrade", "--no-wait", "--canary", QUICK).returncode == 0
     under_way(mastered, "canary 0.05")
     assert mastered.verb("rollback").stdout == "rolled back: generation 2 serves\n"

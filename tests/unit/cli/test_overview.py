@@ -72,14 +72,14 @@ def test_what_drains_says_until_when_and_what_ended_how() -> None:
                 generation(4, "draining", pids=[40], active=3, deadline=28.04),
                 *(generation(number, "ended", exit={"status": None, "signal": 9}) for number in (1, 2)),
                 generation(3, "ended", exit={"status": 1, "signal": None}),
-                generation(0, "ended"),
+                generation(0, "ended", exit={"status": None, "signal": None}),
             ]
         ),
         NOW,
     )
     table = text[text.index("generations") : text.index("last upgrade")].splitlines()[1:]
     assert [" ".join(line.split()) for line in table] == [
-        "0 ended -",
+        "0 ended unseen",
         "2 ended signal 9",
         "3 ended exit 1",
         "4 draining 40 1m 3 0% 28s left",
