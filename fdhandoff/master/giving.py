@@ -174,6 +174,7 @@ class Handover:
         master.last_upgrade = {
             "result": what,
             "reason": str(error),
+            "asked": "",
             "step": "",
             "from": master.numbers,
             "to": master.numbers + 1,
@@ -182,6 +183,8 @@ class Handover:
             "at": time.time(),
             "held": False,
             "lost": None,
+            "release": None,
+            "last_lines": [],
         }
         master.say(f"the service was not handed over: {error}; {master.current} serves")
         self._giver.cleaning.add(self._giver.slot)

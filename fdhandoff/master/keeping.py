@@ -89,6 +89,7 @@ async def roll_back(master: Master, reason: str) -> None:
         "at": time.time(),
         "held": False,
         "lost": None,
+        "release": old.release or None,
         "last_lines": [],
     }
     master.say(f"{reason}: {old} serves again instead of {bad}")

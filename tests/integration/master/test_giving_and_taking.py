@@ -17,6 +17,7 @@ from fdhandoff.client import ask
 from fdhandoff.errors import HandoffError
 
 from ..cli import DEADLINE, PACKAGE, Running, environment, wait_for
+from ..cli.schema import check
 from . import Load, Service, kill, quick, request, rude
 
 if TYPE_CHECKING:
@@ -206,6 +207,9 @@ def test_a_taker_that_never_becomes_ready_changes_nothing(tmp_path: Path, master
             assert status == (3 if fault == "exit3" else 125), second.text()
             assert "does not serve" in second.text()
             wait_for(lambda: first.status()["taker"] is None, "the owner to be free again")
+            facts = first.status()
+            assert facts["last_upgrade"]["result"] == "failed"
+            check("master", facts)
         first.release()
         first.upgrade()
         load.heard(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..cli import verb, wait_for
+from ..cli.schema import check
 from . import Load, Service, quick
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ def test_a_kept_generation_takes_the_service_back_without_a_failed_request(tmp_p
         service.settled(1)
         load.end()
         assert not load.failures
-        assert service.status()["last_upgrade"]["result"] == "rolled back"
+        facts = service.status()
+        assert facts["last_upgrade"]["result"] == "rolled back"
+        check("master", facts)
 
 
 def test_a_kept_generation_goes_when_the_next_one_comes_or_its_time_is_over(tmp_path: Path) -> None:
