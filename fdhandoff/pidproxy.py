@@ -80,7 +80,8 @@ class Proxy:
         before = {number: signal.getsignal(number) for number in (*self._forwarded, signal.SIGCHLD)}
         try:
             for number in before:
-                if before[number] is not signal.SIG_IGN or number == signal.SIGCHLD:
+                # Shells ignore INT and QUIT for what a script starts in the background; servers hear them all the same.
+                if before[number] is not signal.SIG_IGN or number in (signal.SIGCHLD, *STOPS):
                     signal.signal(number, self._heard)
             self._follow(start())
             self._loop.run()

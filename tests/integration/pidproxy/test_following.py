@@ -318,6 +318,20 @@ def test_what_does_not_end_is_killed_where_that_was_asked_for() -> None:
     assert "killed" in running.text()
 
 
+def test_a_stop_is_heard_where_a_script_has_started_it_in_the_background() -> None:
+    """A shell without job control has such a program ignore INT and QUIT; nginx, for one, hears them again."""
+    code = "import signal, time; signal.signal(3, lambda *_: exit(5)); print('up', flush=True); time.sleep(100)"
+
+    def in_background() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+
+    running = Running("pidproxy", "--", sys.executable, "-c", code, preexec_fn=in_background)
+    running.says("up")
+    running.signal(signal.SIGQUIT)
+    assert running.ends() == 5
+
+
 def test_an_orphan_that_the_command_leaves_behind_does_not_outlive_the_proxy() -> None:
     code = (
         "import subprocess, sys, time\n"
