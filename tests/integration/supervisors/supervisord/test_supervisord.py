@@ -9,13 +9,32 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ...cli import verb, wait_for
-from ...master import Load, kill
+from ...cli import free_port, verb, wait_for
+from ...master import Load, kill, request
 from ..life import Census, Life, Slow, Supervisor, ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+#: A program that keeps its pid by itself, and answers with the release that stood in the file when it was executed.
+SAME_PID = """
+import os, sys, threading
+from fdhandoff import Service
+port, release = sys.argv[1], open(sys.argv[2]).read().partition("=")[2].strip()
+def answer(connection):
+    with connection:
+        if connection.recv(4096):
+            body = f"{release} {service.generation.number} {os.getpid()}".encode()
+            head = b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n" % len(body)
+            connection.sendall(head + body)
+with Service("app", path=sys.argv[3], probation=0.2, same_pid=True) as service:
+    service.listen("http", f"127.0.0.1:{port}")
+    service.ready()
+    service.serve(lambda connection, _: threading.Thread(target=answer, args=(connection,)).start())
+    service.drain()
+"""
 
 
 class Supervisord(Supervisor):
@@ -173,3 +192,31 @@ def test_the_next_supervisord_takes_the_service_over_where_it_is_told_to(supervi
     assert not load.failures
     supervisor.stop()
     assert supervisor.family() == []
+
+
+def test_a_program_that_keeps_its_pid_by_itself_is_upgraded_under_load(supervisor: Supervisord) -> None:
+    """Without a master: it executes the new code in place, while a child of it serves."""
+    folder, address = supervisor.folder, ("127.0.0.1", free_port())
+    (folder / "same.py").write_text(SAME_PID, encoding="utf-8")
+    (folder / "unit").mkdir()
+    command = f"{sys.executable} {folder}/same.py {address[1]} {supervisor.env_file} {supervisor.path}"
+    (folder / "unit" / "web.conf").write_text(
+        f"[program:web]\ncommand={command}\nautorestart=true\nstopwaitsecs=25\nredirect_stderr=true\n", encoding="utf-8"
+    )
+    supervisor.install()
+    supervisor.start_again()
+    wait_for(lambda: supervisor.status().get("state") == "serving", f"the program; {supervisor.log.read_text()}")
+    pid = supervisor.pid()
+    with Load(address, 3) as load:
+        for number in range(3, 23, 2):
+            supervisor.release(f"r{number}")
+            supervisor.reload()
+            wanted = (f"r{number}", number, pid)
+            wait_for(lambda wanted=wanted: request(address) == wanted, f"{wanted}; {supervisor.control('tail', 'web')}")
+            wait_for(lambda: supervisor.family() == [pid], "the end of the child that served meanwhile")
+            assert supervisor.pid() == pid
+        load.end()
+    assert not load.failures, (len(load.answers), load.failures)
+    supervisor.stop()
+    assert supervisor.family() == []
+    assert not supervisor.path.exists()
