@@ -11,6 +11,8 @@ import time
 from ..errors import HandoffError
 from ..system.fds import is_open, set_cloexec
 from ..system.notify import NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC, Notifier
+from ..system.process import command_name
+from ..system.processes import cgroup_of
 from .readiness import answers, run_command
 from .run import DRAINING, SERVING, STARTING, STOPPING
 
@@ -212,16 +214,21 @@ def _numbers(master: Master, *states: str) -> str:
 
 def _hint(notifier: Notifier, started: str) -> str:
     """What keeps systemd from hearing us, where that can be known."""
-    if not (started.isascii() and started.isdigit()):
-        return ""
+    known = started.isascii() and started.isdigit()
     systemd = (notifier.address or "").endswith("/systemd/notify")  # else another is between it and us
-    if systemd and int(started) != os.getpid():
+    if systemd and known and int(started) != os.getpid():
         return (
             f"systemd started process {started} and listens to it alone, while this one is {os.getpid()}: it will not hear "
             "that the service is ready; let the wrapper exec this program, or set NotifyAccess=all in the unit"
         )
-    if not notifier and int(started) == os.getpid():
+    if not notifier and (int(started) == os.getpid() if known else _started_by_systemd()):
         return (
-            "systemd does not ask this service to tell when it is ready: Type=notify in the unit makes it wait for that"
+            "systemd can't hear when this service is ready, as NOTIFY_SOCKET is not set: say Type=notify in the unit; where it "
+            "says so, let no wrapper take the variable away (env -i, sudo)"
         )
     return ""
+
+
+def _started_by_systemd() -> bool:
+    """Also where nothing of its environment has come through."""
+    return cgroup_of(os.getpid()).endswith(".service") and command_name(os.getppid()) == "systemd"

@@ -229,7 +229,7 @@ def test_a_simple_unit_serves_and_says_what_it_misses(bed: Bed) -> None:
     bed.systemctl("start", "web")
     wait_for(lambda: "generation 1 serves" in bed.log("web"), "the service")
     assert bed.request(WEB)[1] == 1
-    assert "systemd does not ask this service to tell when it is ready" in bed.log("web")
+    assert "systemd can't hear when this service is ready, as NOTIFY_SOCKET is not set" in bed.log("web")
     ends(bed)
 
 
@@ -250,6 +250,18 @@ def test_a_wrapper_that_does_not_exec_is_named_in_the_log(bed: Bed) -> None:
     assert "let the wrapper exec this program" in log
     # systemd forgot it with the wrapper; the unit's ExecStopPost did not.
     assert "serves on, of whose master the unit has lost sight" in log
+    assert bed.inside("pgrep", "-f", "/srv/.*/bin/", check=False).stdout == ""
+
+
+@pytest.mark.parametrize("wrapper", ["env -u NOTIFY_SOCKET", "env -i PATH=/usr/local/bin:/usr/bin:/bin"])
+def test_a_wrapper_that_withholds_the_notify_socket_is_explained_and_nothing_stays(bed: Bed, wrapper: str) -> None:
+    install(bed, "web.service")
+    command = bed.inside("systemctl", "cat", "web").stdout.rpartition("ExecStart=")[2].splitlines()[0]
+    broken(bed, f"TimeoutStartSec=3\nRestart=no\nExecStart=\nExecStart=/usr/bin/{wrapper} {command}\n")
+    assert bed.inside("systemctl", "start", "web", check=False).returncode != 0
+    assert bed.show("web", "Result") == "timeout"
+    log = bed.log("web")
+    assert "systemd can't hear when this service is ready, as NOTIFY_SOCKET is not set" in log
     assert bed.inside("pgrep", "-f", "/srv/.*/bin/", check=False).stdout == ""
 
 
