@@ -177,8 +177,7 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
             given.remove(pair)
         known = entry.get("lent", [])
         socks = sorted((sock for _, sock in lent), key=lambda sock: _cookie(sock) not in known[:1])
-        missing = {*known, *entry.get("foreign", ())} - {_cookie(sock) for sock in [*mine.values(), *socks]}
-        elsewhere = _in_other_hands(entry, missing) if entry["mode"] == KERNEL and missing else {}
+        elsewhere = _in_other_hands([*mine.values(), *socks]) if entry["mode"] == KERNEL else {}
         socks += [elsewhere.pop(cookie) for cookie in known if cookie in elsewhere]
         outlet = reopen_outlet(
             entry["mode"], entry["name"], entry["text"], master.slots, mine, socks, list(elsewhere.values())
@@ -199,18 +198,24 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
     return True
 
 
-def _in_other_hands(entry: dict[str, Any], cookies: set[int]) -> dict[int, socket.socket]:
-    """Members of the group that are not ours, and that somebody still has: without them its order is not to be found out."""
+def _in_other_hands(ours: list[socket.socket]) -> dict[int, socket.socket]:
+    """The other members of the group, by cookie, which somebody still has: a service manager, or a master that gave the service
+    away and has not ended, with its spares. Without them the group's order is not to be found out."""
     from .strangers import holders_of  # late: this happens after a crash
 
-    port = int(entry["address"].rpartition(":")[2])
-    rows = [*bound(port, socket.SOCK_STREAM), *bound(port, socket.SOCK_DGRAM)]
-    inodes = {row.inode for row in rows if row.cookie in cookies}
+    known = {_cookie(sock) for sock in ours}
+    host, port = ours[0].getsockname()[:2]
+    rows = [
+        row
+        for row in bound(port, ours[0].type, ours[0].family)
+        if row.local == (host.partition("%")[0], port) and row.cookie not in known
+    ]
+    wanted, inodes = {row.cookie for row in rows}, {row.inode for row in rows}
     found: dict[int, socket.socket] = {}
-    for process in holders_of(inodes) if inodes else ():
+    for process in holders_of(inodes, anybody=True) if inodes else ():
         with process:
             try:
-                found.update(sockets_of(process, cookies - found.keys()))
+                found.update(sockets_of(process, wanted - found.keys()))
             except SystemCallError:
                 continue  # another may have it, too
     return found

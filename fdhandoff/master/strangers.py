@@ -105,12 +105,12 @@ def is_of_a_master(pid: int) -> bool:
     return bool(variable_of(pid, environment.GENERATION))
 
 
-def holders_of(inodes: Collection[int]) -> list[Process]:
-    """Whom a master started and who has one of these sockets open, as far as we may see."""
+def holders_of(inodes: Collection[int], *, anybody: bool = False) -> list[Process]:
+    """Whom a master started (``anybody``: also others) and who has one of these sockets open, as far as we may see."""
     found = []
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]:
         try:
-            if not is_of_a_master(pid) or inodes_of([pid]).isdisjoint(inodes):
+            if not (anybody or is_of_a_master(pid)) or inodes_of([pid]).isdisjoint(inodes):
                 continue
             found.append(Process.from_pid(pid))
         except SystemCallError:
