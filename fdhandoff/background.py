@@ -131,6 +131,8 @@ def daemonize(
         return Daemon(-1, None if log is None else os.path.abspath(log), None)
     if threading.active_count() > 1:
         raise HandoffError("daemonize() comes before threads: a fork takes only the one that calls it along")
+    from . import successor  # noqa: F401 - which notes where the program was started: its successors start there
+
     open_standard()
     change = Change(directory, umask, user, group, chroot, environ)
     held = Pidfile(pidfile) if pidfile is not None else None

@@ -39,7 +39,7 @@ from .incarnation import Interim
 from .listener import Listeners, check_name
 from .moving import Crossing
 from .signals import DEFAULT, STOP, UPGRADE, Signals, StopRequests
-from .successor import BLOCKED, START_DIRECTORY, own_command
+from .successor import BLOCKED, own_command, start_directory
 from .system import environment
 from .system.channel import Woken, wait
 from .system.fds import describe
@@ -126,7 +126,7 @@ class Service:
     ) -> None:
         self.name = check_name(name)
         self.command = list(command) if command is not None else own_command()
-        self.directory = START_DIRECTORY
+        self.directory = start_directory()
         self.grace = grace
         self.probation = probation
         self.ready_timeout = ready_timeout

@@ -39,7 +39,12 @@ def logical_directory() -> str:
 
 
 # At import, before the program may have changed it.
-START_DIRECTORY = logical_directory()
+_STARTED_IN = logical_directory()
+
+
+def start_directory() -> str:
+    """Where this program was started; where it is now, if it can't enter that (as another user, or in another root)."""
+    return _STARTED_IN if os.access(_STARTED_IN, os.X_OK) else os.getcwd()
 
 
 def own_command() -> list[str]:

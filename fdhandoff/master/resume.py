@@ -13,7 +13,7 @@ from .. import registry
 from ..control import Reply
 from ..deadline import after
 from ..errors import OLD, HandoffError, SystemCallError, UpgradeError
-from ..successor import START_DIRECTORY, own_command
+from ..successor import own_command, start_directory
 from ..system.adoption import sockets_of
 from ..system.channel import Channel
 from ..system.connections import LISTEN, bound, inodes_of, unix_connections
@@ -409,7 +409,7 @@ async def replace_master(master: Master, reply: Reply) -> None:
 async def _rehearsed(master: Master, command: list[str], memory: int) -> str:
     """Why the new master can't: empty when it can."""
     environ = {**os.environ, STATE: "3", DRY_RUN: "1"}
-    process = spawn(command, fds={0: 0, 1: 1, 2: 2, 3: memory}, env=environ, cwd=START_DIRECTORY)
+    process = spawn(command, fds={0: 0, 1: 1, 2: 2, 3: memory}, env=environ, cwd=start_directory())
     ended: Future[None] = Future()
     master.loop.waited.add(process.pid)
     master.loop.on_readable(process.fileno(), lambda: ended.set(None))
@@ -433,7 +433,7 @@ def _exec(master: Master, command: list[str], memory: int, kept: list[int]) -> N
     for fd in (memory, *kept):
         os.set_inheritable(fd, True)
     try:
-        os.chdir(START_DIRECTORY)
+        os.chdir(start_directory())
         environ = {**os.environ, **master.announcer.for_exec(), STATE: str(memory)}
         os.execve(program, command, environ)  # noqa: S606 - no shell, on purpose
     finally:  # only where it failed

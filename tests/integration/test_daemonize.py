@@ -287,8 +287,8 @@ def test_a_service_is_ready_when_it_says_so_and_its_successors_stay_in_the_backg
     program = tmp_path / "service.py"
     program.write_text(SERVICE.replace("{package}", PACKAGE))
     done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)],
-        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, program.name, str(tmp_path)],  # found again though the daemon is elsewhere
+        env=environment(), capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     pidfile, sock = tmp_path / "app.pid", tmp_path / "app.sock"
