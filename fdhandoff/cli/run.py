@@ -113,7 +113,10 @@ def run(options: Namespace) -> int:
         given["ready-fd"] = str(detach(chosen))
         configuration = Configuration(options.command or [], given, options.config, path_of)
     elif chosen.log:
-        reopen(chosen.log)
+        try:
+            reopen(chosen.log)
+        except HandoffError as error:
+            raise Failure(str(error), OWN_FAILURE) from None
     if options.own_process:
         stay(configuration)
     return serve(configuration)

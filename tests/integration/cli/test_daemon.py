@@ -246,6 +246,25 @@ def test_a_mistake_is_told_before_anything_is_started(tmp_path: Path, words: tup
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [(), ("--daemon",)])
+def test_a_log_that_can_not_be_opened_is_a_failure_of_run_itself(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = verb(
+        "run",
+        *words,
+        "--log",
+        "/no/such/place/log",
+        "--path",
+        str(tmp_path / "sock"),
+        "--bind",
+        "127.0.0.1:0",
+        "--",
+        "true",
+    )
+    assert done.returncode == 125
+    assert "/no/such/place/log" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(("content", "code", "says"), [
     (None, 4, "there is no pidfile"),
     ("", 3, "half-written"),
