@@ -109,7 +109,7 @@ def test_a_privileged_port_is_told_to_nobody(tmp_path: Path) -> None:
 def test_a_second_run_at_the_same_path_is_refused(tmp_path: Path) -> None:
     with Service(tmp_path, *quick()) as service:
         done = verb("run", "--path", str(service.path), "--bind", "127.0.0.1:0", "--", "true")
-        assert (done.returncode, "in use" in sentence(done), str(service.pid) in done.stderr) == (125, True, True)
+        assert (done.returncode, "serves at" in sentence(done), str(service.pid) in done.stderr) == (125, True, True)
         assert request(service.address())[1] == 1
 
 
