@@ -65,7 +65,7 @@ def snapshot(master: Master) -> dict[str, Any]:
         "coalesced": master.coalesced,
         "recycled": master.recycled,
         "more_workers": master.more_workers,
-        "last_upgrade": master.last_upgrade,
+        "last_upgrade": master.rollout.summary() if master.rollout is not None else master.last_upgrade,
         "history": list(master.history),
         "outlets": [
             {
@@ -332,6 +332,7 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
     current = next((run for run in master.runs if run.number == state["current"]), None)
     serving = [run for run in master.runs if run.state not in (STARTING, CANARY)]
     master.current = current or max(serving or master.runs, key=lambda run: run.number)
+    _judge_the_upgrade(master, master.current)
     for outlet in master.outlets:
         outlet.choose(master.current.slot)
     for run in list(master.runs):
@@ -347,6 +348,25 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
             master.keeper.keep(run, max(0.0, run.deadline - time.monotonic()))
         else:
             master.retire_now(run)
+
+
+def _judge_the_upgrade(master: Master, current: Run) -> None:
+    """What has become of the one that was under way when the master died: whoever looks shall not find it gone."""
+    last = master.last_upgrade
+    if last is None or last["result"] != "under way":
+        return
+    served = current.number == last["to"]
+    step = last.get("step") or "start"
+    how = "serves on, out of probation" if served else "serves on, as before"
+    last.update(
+        result="done" if served else "failed",
+        reason=f"the master died at the step {step}: {current} {how}",
+        step="",
+        held=False,
+        at=time.time(),
+    )
+    if not served:
+        master.failures += 1
 
 
 # --- an exec in place: the state travels in a memfd, the descriptors stay open ---------------------------------

@@ -42,6 +42,34 @@ def test_a_killed_master_leaves_its_generation_serving_and_the_next_one_goes_on(
     assert not (tmp_path / "master.sock.journal").exists()
 
 
+@pytest.mark.parametrize(("ready", "served"), [("delay:60s", False), ("accept", True)])
+def test_an_upgrade_that_its_master_did_not_survive_is_told_by_the_next(
+    tmp_path: Path, ready: str, served: bool
+) -> None:
+    """In the step *ready* it failed; in *probation* the new generation serves for good."""
+    config = tmp_path / "run.toml"
+    config.write_text('ready = "accept"\n')
+    options = ["--config", str(config), "--settle", "0", "--probation", "60s"]
+    with Service(tmp_path, *options) as service:
+        config.write_text(f'ready = "{ready}"\n')
+        assert verb("upgrade", str(service.path), "--no-wait").returncode == 0
+        step = "probation" if served else "ready"
+        wait_for(lambda: (service.status()["last_upgrade"] or {}).get("step") == step, step)
+        kill(service.pid)
+        service.running.process.wait(DEADLINE)
+        with Service(tmp_path, *options, wait=False) as again:
+            facts = again.serves()
+            last = facts["last_upgrade"]
+            assert (facts["generation"], last["from"], last["to"]) == (1 + served, 1, 2)
+            assert last["result"] == ("done" if served else "failed")
+            assert last["reason"].startswith("the master died at the step ")
+            assert facts["counters"]["failed"] == (not served)
+            for number in (2, 1):  # whichever is left
+                for pid in again.generations().get(number, {"pids": []})["pids"]:
+                    kill(pid)
+            kill(again.pid)
+
+
 def test_who_asks_where_a_master_was_killed_hears_what_lives_on(tmp_path: Path) -> None:
     with Service(tmp_path, *quick()) as service:
         (pid,) = service.generations()[1]["pids"]
