@@ -81,7 +81,7 @@ def test_a_stranger_gets_the_state_made_at_the_commit(service: Service) -> None:
     assert not service.gate.closed
     assert step(process) == "ready closed"
     assert service.gate.closed
-    assert service.state_word == "probation"
+    wait_for(lambda: service.state_word == "probation")  # once it has heard that the new one serves
     assert service.wait(0) == "", "nobody is told to end before probation is over"
     service.stop()
     assert service.wait(10) == "handed over"
