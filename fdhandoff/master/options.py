@@ -324,10 +324,16 @@ def release_of(text: str) -> str:
 def settings_in(path: str) -> bytes:
     """What is in a file that somebody wrote by hand, and that is read again for each generation: neither a pipe, which would
     hold us up, nor a device without end. ``ValueError`` where it is."""
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError(f"{path} is no regular file, and is to be read again at each upgrade: name one")
-        data = file.read(_SETTINGS_MAX + 1)
+        data = piece = os.read(fd, _SETTINGS_MAX + 1)
+        while piece and len(data) <= _SETTINGS_MAX:
+            piece = os.read(fd, _SETTINGS_MAX + 1)
+            data += piece
+    finally:
+        os.close(fd)
     if len(data) > _SETTINGS_MAX:
         raise ValueError(f"{path} is larger than {_SETTINGS_MAX >> 20} MiB: it can't be meant")
     return data
