@@ -71,8 +71,8 @@ def test_a_pod_that_ends_by_its_pre_stop_hook_fails_no_request(pod: tuple[Contai
     assert late, "connections that came after the readiness had turned false were served"
     assert not load.failures
     assert one.ends() == 0
-    # The hook ends with the container that it is in, if not before.
-    assert hook.returncode in (0, 137), hook.stderr
+    # The hook ends with the container that it is in, if not before; 255 is podman's own, which finds it gone already.
+    assert hook.returncode in (0, 137, 255), hook.stderr
 
 
 def test_term_right_after_a_drain_that_was_asked_for_does_not_cut_it_short(pod: tuple[Containers, int, int]) -> None:
