@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ....conftest import needs
+from ...cli import wait_for
 from ..life import Life, Supervisor, ended
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def test_it_is_up_at_once_and_ready_when_the_service_is(supervisor: S6) -> None:
     slow = (supervisor.folder / "rude.py").read_text()
     (supervisor.folder / "rude.py").write_text(f"open({str(gate)!r}).read()\n{slow}")
     supervisor.begin(wait=False)
+    wait_for((supervisor.directory / "supervise" / "status").exists, "s6-supervise to look after it")
     supervisor.tell("s6-svwait", "-u", "-t", "25000", str(supervisor.directory))
     assert supervisor.says("ready") == "false"
     gate.write_text("go")
