@@ -10,8 +10,11 @@ from .listener import check_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
     from typing import Any
+
+    from .service import Service
 
     Read = Callable[[str], Any]
 
@@ -50,6 +53,16 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             value = words.pop(0)
         ours[f"handoff_{name}"] = _OPTIONS[name](value)
     return ours, rest
+
+
+def address_of(host: str, port: int) -> str:
+    """As ``Service.listen`` wants it; an empty ``host`` means all addresses."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listeners_of(service: Service, name: str, address: str) -> list[socket.socket]:
+    """What whoever started us passed, whatever our own options say; else the listener ``name`` at ``address``."""
+    return list(service.listeners) if service.inherited else service.listen_all(name, address)
 
 
 def service_name(application: Any, server: str) -> str:

@@ -16,7 +16,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs aiohttp: pip install 'aiohttp>=3.10' ({error})") from None
 
-from ..adapting import service_name
+from ..adapting import address_of, listeners_of, service_name
 from ..passage import Passage
 from ..service import Service
 
@@ -58,18 +58,14 @@ def run_app(
         address = f"unix:{path}?backlog={backlog}"
     else:
         number = port if port is not None else 8443 if ssl_context is not None else 8080
-        name = "" if host in (None, "", "0.0.0.0", "::") and host != "0.0.0.0" else str(host)  # noqa: S104 - compared
-        address = f"{f'[{name}]' if ':' in name else name}:{number}?backlog={backlog}"
+        address = f"{address_of('' if host in (None, '::') else str(host), number)}?backlog={backlog}"
     with Service(
         handoff_name or service_name(None, "aiohttp"),
         path=handoff_path,
         probation=handoff_probation,
         grace=shutdown_timeout,
     ) as service:
-        if service.inherited:
-            list(service.listeners)
-        else:
-            service.listen_all("http", address)
+        listeners_of(service, "http", address)
         asyncio.run(_serve(service, app, ssl_context, options))
 
 

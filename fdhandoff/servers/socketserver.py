@@ -14,7 +14,7 @@ import socketserver
 import threading
 from typing import TYPE_CHECKING
 
-from ..adapting import service_name
+from ..adapting import address_of, listeners_of, service_name
 from ..connection import CountedSocket
 from ..errors import GateClosed
 from ..listener import Connection
@@ -52,7 +52,7 @@ def serve(
         raise ValueError(f"{server_class.__name__} forks: use a threading server, or fdhandoff-cli run --workers")
     name = handoff_name or service_name(None, "socketserver")
     with Service(name, path=handoff_path, probation=handoff_probation, grace=grace) as service:
-        listeners = list(service.listeners) if service.inherited else service.listen_all("main", _text(address))
+        listeners = listeners_of(service, "main", _text(address))
         server: Any = server_class(address, _handed(handler_class, service, ssl_context), bind_and_activate=False)  # type: ignore[call-arg]
         server.socket.close()  # it never listens: the service has the listener
         server.socket = listeners[0]
@@ -73,8 +73,7 @@ def serve(
 def _text(address: Address) -> str:
     if isinstance(address, str):
         return f"unix:{address}"
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return address_of(*address[:2])
 
 
 def _moves(handler_class: type) -> bool:

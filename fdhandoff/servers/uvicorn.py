@@ -19,7 +19,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs uvicorn: pip install 'uvicorn>=0.54' ({error})") from None
 
-from ..adapting import service_name, split
+from ..adapting import address_of, listeners_of, service_name, split
 from ..errors import HandoffError
 from ..passage import Passage
 from ..service import Service
@@ -67,20 +67,15 @@ def run(
         probation=handoff_probation,
         grace=_GRACE_SECONDS if grace is None else float(grace),
     ) as service:
-        _listen(service, config)
+        listeners_of(service, "http", _address(config))
         Server(config, service).run()
 
 
-def _listen(service: Service, config: uvicorn.Config) -> list[socket.socket]:
-    """What whoever started us passed, else what uvicorn's options say."""
-    if service.inherited:
-        return list(service.listeners)
+def _address(config: uvicorn.Config) -> str:
+    """What uvicorn's options say."""
     if config.uds is not None:
-        address = f"unix:{config.uds}?mode=0666&"  # as uvicorn makes it
-    else:
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        address = f"{host}:{config.port}?"
-    return service.listen_all("http", f"{address}backlog={config.backlog}")
+        return f"unix:{config.uds}?mode=0666&backlog={config.backlog}"  # the mode that uvicorn gives it
+    return f"{address_of(config.host, config.port)}?backlog={config.backlog}"
 
 
 class Server(uvicorn.Server):
