@@ -171,7 +171,7 @@ def give(
     path: str,
     connections: Sequence[Connection],
     *,
-    timeout: float = 5.0,
+    timeout: float = 2.0,
     generation: int = 0,
     allow_uids: Iterable[int] = (),
 ) -> int:
@@ -179,9 +179,12 @@ def give(
     The caller closes its copies of those, and goes on with the others. ``generation``: our own number.
 
     ``PeerRefused`` never: a receiver that is gone, refuses, stops in the middle, or is silent for ``timeout`` seconds, has
-    taken what it acknowledged. ``PeerUntrusted`` when another user answers there.
+    taken what it acknowledged. ``PeerUntrusted`` when another user answers there, ``PathError`` when we may not ask.
     """
-    found = connect_control(path, after(timeout))
+    try:
+        found = connect_control(path, after(timeout))
+    except DeadlineExceeded:
+        return 0
     if found.sock is None:
         return 0
     channel = Channel(found.sock)
@@ -261,7 +264,7 @@ def give_to_heir(
     connections: Sequence[Connection],
     *,
     generation: int,
-    timeout: float = 5.0,
+    timeout: float = 2.0,
     allow_uids: Iterable[int] = (),
 ) -> list[Connection]:
     """Gives them to whoever serves now, shared out among its processes: those that stay, and are the caller's still. None goes

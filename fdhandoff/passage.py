@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from .connection import CountedSocket
+from .departure import Departure, Pauses
 from .errors import GateClosed
 from .listener import Connection
 
@@ -29,8 +30,10 @@ class Passage:
     """``factory()`` makes the server's protocol for a new connection. ``everyone()`` are the protocols of those that are open.
     ``movable(protocol)`` is what the next generation must know of the connection, as bytes, or ``None`` when it can't move
     now: something is half read or half written. ``restore(protocol, state)`` is called with that at the other end.
+    ``announce()`` is called while this process drains, once it is known that what is open here ends here: from then on answers
+    say so.
 
-    Make it before ``Service.ready()``, in the running loop. ``moved``, ``arrived`` and ``stayed`` count.
+    Make it before ``Service.ready()``, in the running loop. ``moved`` and ``arrived`` count.
     """
 
     def __init__(
@@ -41,12 +44,16 @@ class Passage:
         everyone: Callable[[], Iterable[Any]],
         movable: Callable[[Any], bytes | None],
         restore: Callable[[Any, bytes], object] | None = None,
+        announce: Callable[[], object] | None = None,
         ssl: ssl.SSLContext | None = None,
     ) -> None:
         self.service = service
         self.moved = self.arrived = 0
         self.leaving = False
-        self.moves = False  # there is an heir, which has refused nothing so far
+        self.announced = False  # what is open here ends here
+        self._announce = announce
+        self._departure = Departure(service)
+        self._pauses = Pauses()
         self._factory = factory
         self._everyone = everyone
         self._movable = movable
@@ -105,59 +112,72 @@ class Passage:
     # --- going ------------------------------------------------------------------------------------------------
 
     async def leave(self) -> None:
-        """This process drains: whoever can move does so now, the others when ``settled`` is said of them."""
+        """This process drains: whoever can move does so now, the others when ``settled`` is said of them. What stays, because
+        whoever should take it is slow, is offered again."""
         self.leaving = True
-        self.moves = self._ssl is None and self.service.has_heir
         await asyncio.sleep(0)  # what was accepted in this turn of the loop has its protocol in the next
         self._ready_to_move.update(self._everyone())
-        await self._move()
+        if not await self._move_once():
+            self._begin_moving()
 
     def settled(self, protocol: Any) -> None:
         """A connection has come to rest, as far as its protocol knows: it moves, if this process drains."""
-        if not self.leaving or not self.moves:
-            return
-        self._ready_to_move.add(protocol)
-        if self._moving is None:
-            self._moving = self._loop.create_task(self._move())
+        if self.leaving and not self.announced:
+            self._ready_to_move.add(protocol)
+            self._begin_moving()
 
     def later(self, protocol: Any) -> None:
         """``settled``, when this turn of the loop is over."""
-        if self.leaving and self.moves:
+        if self.leaving and not self.announced:
             self._loop.call_soon(self.settled, protocol)
+
+    def _begin_moving(self) -> None:
+        if self._moving is None:
+            self._moving = self._loop.create_task(self._move())
 
     async def _move(self) -> None:
         try:
-            while self._ready_to_move and self.moves:
-                await self._move_once()
+            while not await self._move_once():
+                await asyncio.sleep(self._pauses.next())
         finally:
             self._moving = None
 
-    async def _move_once(self) -> None:
-        going: list[tuple[Any, Connection]] = []
-        for protocol in self._ready_to_move:
-            connection = self._packed(protocol)
-            if connection is not None:
-                going.append((protocol.transport, connection))
-        self._ready_to_move.clear()
-        if not going:
-            return
+    async def _move_once(self) -> bool:
+        """Whether there is nothing left to try, for now."""
+        if self.announced:
+            return True
+        if self._ssl is not None or not self._departure.hopeful:
+            self.announced = True
+            self._ready_to_move.clear()
+            if self._announce is not None:
+                self._announce()
+            return True
+        if not self.service.has_heir:
+            return False  # it comes yet
+        trying, self._ready_to_move = self._ready_to_move, set()
+        going = [(protocol, connection) for protocol in trying if (connection := self._packed(protocol)) is not None]
+        if going:
+            await self._give(going)
+        return not self._ready_to_move
+
+    async def _give(self, going: list[tuple[Any, Connection]]) -> None:
+        staying = connections = [connection for _, connection in going]
         try:
-            staying = await self._loop.run_in_executor(
-                None, self.service.give_connections, [connection for _, connection in going]
-            )
-        except Exception:
-            # Whatever is wrong over there: here they are as they were.
-            self._stay([transport for transport, _ in going])
-            raise
+            staying = await self._loop.run_in_executor(None, self._departure.give, connections)
         finally:
-            for _, connection in going:
+            # Also where something is wrong over there: here they are as they were.
+            stays = {id(connection) for connection in staying}
+            for protocol, connection in going:
                 connection.target.close()
-        left = {id(connection) for connection in staying}
-        for transport, connection in going:
-            if id(connection) not in left:
-                self.moved += 1
-                transport.abort()  # closes it here without a word to the client
-        self._stay([transport for transport, connection in going if id(connection) in left])
+                transport = protocol.transport
+                if id(connection) not in stays:
+                    self.moved += 1
+                    transport.abort()  # closes it here without a word to the client
+                elif not transport.is_closing():
+                    transport.resume_reading()
+                    self._ready_to_move.add(protocol)
+        if len(stays) < len(going):
+            self._pauses.reset()
 
     def _packed(self, protocol: Any) -> Connection | None:
         """The connection to be given, by a descriptor of its own: the server's may be closed any time by a timer of its own."""
@@ -174,9 +194,3 @@ class Passage:
             return None
         transport.pause_reading()  # what comes from here on waits in the kernel for its new owner
         return Connection("connection", socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno())), state)
-
-    def _stay(self, transports: Iterable[Any]) -> None:
-        for transport in transports:
-            self.moves = False
-            if not transport.is_closing():
-                transport.resume_reading()

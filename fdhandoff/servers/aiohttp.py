@@ -82,7 +82,7 @@ async def _serve(
     async def prepare(request: web.Request, response: web.StreamResponse) -> None:
         if isinstance(response, web.WebSocketResponse):
             sockets.add(response)
-        elif service.draining and (not passage.moves or request.body_exists):  # behind a body it is not known to rest
+        elif passage.announced or (service.draining and request.body_exists):  # behind a body it is not known to rest
             response.headers["Connection"] = "close"
             response.force_close()
 

@@ -8,14 +8,17 @@ finishes what it has.
 from __future__ import annotations
 
 import http.server
+import math
 import select
 import socket
 import socketserver
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from ..adapting import address_of, listeners_of, service_name
 from ..connection import CountedSocket
+from ..departure import Departure, Pauses
 from ..errors import GateClosed
 from ..listener import Connection
 from ..service import Service
@@ -67,7 +70,8 @@ def serve(
         service.ready()
         service.serve(requests.begin, listeners)
         report = service.drain()
-        service.say(f"{requests.moved} connections moved on, {report.finished - requests.moved} ended here")
+        moved = requests.departure.moved
+        service.say(f"{moved} connections moved on, {report.finished - moved} ended here")
 
 
 def _text(address: Address) -> str:
@@ -84,7 +88,7 @@ class _Requests:
     """Connections on their way to the server and out of it."""
 
     def __init__(self, server: Any, service: Service) -> None:
-        self.moved = 0
+        self.departure = Departure(service)
         self._server = server
         self._service = service
         self._gone: set[int] = set()  # the sockets, by identity, whose connections have moved
@@ -114,19 +118,27 @@ class _Requests:
                 self.begin(CountedSocket(sock, self._service.gate))
             except GateClosed:
                 # We drain already: it goes on to where ours go.
-                if self._service.give_connections([connection]):
-                    sock.shutdown(socket.SHUT_WR)
-                sock.close()
+                self._pass_on(connection)
             except OSError:
                 sock.close()  # the client has hung up
 
+    def _pass_on(self, connection: Connection) -> None:
+        pauses = Pauses()
+        sock: socket.socket = connection.target
+        while self.departure.hopeful:
+            if not self.departure.give([connection]):
+                sock.close()
+                return
+            time.sleep(pauses.next())
+        sock.shutdown(socket.SHUT_WR)
+        sock.close()
+
     def give(self, sock: socket.socket) -> bool:
         """Whether the connection is the next generation's now."""
-        if self._service.give_connections([Connection("connection", sock)]):
+        if self.departure.give([Connection("connection", sock)]):
             return False
         with self._lock:
             self._gone.add(id(sock))
-            self.moved += 1
         return True
 
     def _end(self, request: socket.socket) -> None:
@@ -147,8 +159,6 @@ def _handed(base: Any, service: Service, ssl_context: ssl.SSLContext | None) -> 
         return base
 
     class Handed(base):  # type: ignore[misc]
-        _stays = ssl_context is not None
-
         def handle(self) -> None:
             if ssl_context is not None:  # what TLS has read and not given out can't be waited for by a descriptor
                 super().handle()
@@ -165,18 +175,28 @@ def _handed(base: Any, service: Service, ssl_context: ssl.SSLContext | None) -> 
                 return True
             poller = select.poll()
             poller.register(self.connection, select.POLLIN)
-            if not self._stays:
-                poller.register(service.fileno(), select.POLLIN)
+            poller.register(service.fileno(), select.POLLIN)
+            pauses = Pauses()
+            limit = None if self.timeout is None else time.monotonic() + self.timeout
+            retry: float | None = None
             while True:
-                ready = [fd for fd, _ in poller.poll(None if self.timeout is None else self.timeout * 1000)]
-                if not ready:
-                    return False
+                ready = [fd for fd, _ in poller.poll(_milliseconds(limit, retry))]
                 if self.connection.fileno() in ready:
                     return True
+                if limit is not None and time.monotonic() >= limit:
+                    return False
+                if retry is None and not ready:
+                    continue
+                if retry is None:
+                    poller.unregister(service.fileno())  # it stays readable
+                elif time.monotonic() < retry:
+                    continue
+                if not self.server.handoff.departure.hopeful:
+                    retry = math.inf  # nobody takes it: it is told with its next answer
+                    continue
                 if self.server.handoff.give(self.request):
                     return False
-                self._stays = True  # nobody takes it: it is told with its next answer
-                poller.unregister(service.fileno())
+                retry = time.monotonic() + pauses.next()
 
         def _is_buffered(self) -> bool:
             """Whether more was read than the last request had."""
@@ -189,13 +209,22 @@ def _handed(base: Any, service: Service, ssl_context: ssl.SSLContext | None) -> 
             finally:
                 self.connection.settimeout(before)
 
+        def _stays(self) -> bool:
+            return ssl_context is not None or not self.server.handoff.departure.hopeful
+
         def end_headers(self) -> None:
-            if service.draining and (self._stays or not service.has_heir) and not self.close_connection:
+            if service.draining and self._stays() and not self.close_connection:
                 self.send_header("Connection", "close")
             super().end_headers()
 
     Handed.__name__ = Handed.__qualname__ = base.__name__
     return Handed
+
+
+def _milliseconds(*moments: float | None) -> float | None:
+    """Until the earliest of them."""
+    left = [max(0.0, moment - time.monotonic()) for moment in moments if moment not in (None, math.inf)]
+    return math.ceil(min(left) * 1000) if left else None
 
 
 def _encrypted(base: Any, context: ssl.SSLContext) -> Any:

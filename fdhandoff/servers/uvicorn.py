@@ -111,6 +111,7 @@ class Server(uvicorn.Server):
             factory,
             everyone=lambda: list(self.server_state.connections),
             movable=_movable,
+            announce=self._announce,
             ssl=config.ssl,
         )
         protocol_class.passage = self.passage
@@ -135,14 +136,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         passage = self.passage
         assert passage is not None
-        if not self.service.has_heir or self.config.ssl is not None:
-            self._announce()
         await passage.leave()
         for connection in list(self.server_state.connections):
             if not _is_http(connection):
                 connection.shutdown()  # a websocket: 1012, come again
-        if not passage.moves:
-            self._announce()
         report = await self.service.drain_async()
         if self._accepting is not None:
             await self._accepting
@@ -157,8 +154,7 @@ class Server(uvicorn.Server):
 
     def _announce(self) -> None:
         """From here on each answer says that its connection ends."""
-        if _CLOSE not in self.server_state.default_headers:
-            self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
 
 
 def _passing(base: Any) -> Any:

@@ -207,7 +207,12 @@ def all_is_well(scene: Scene, service: Service, load: Load, number: int | None =
     assert upgraded["from"] == serving
     load.heard(upgraded["to"])
     service.settled(upgraded["to"])
-    assert {name for name in scene.files() if not name.startswith("app")} == {"master.sock", "master.sock.journal"}
+    wait_for(  # but for a journal that is being written at this moment
+        lambda: (
+            {name for name in scene.files() if not name.startswith("app")} == {"master.sock", "master.sock.journal"}
+        ),
+        f"no other files than the master's to be left: {scene.files()}",
+    )
 
 
 def nothing_is_left(scene: Scene, service: Service) -> None:

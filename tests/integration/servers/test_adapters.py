@@ -144,3 +144,27 @@ def test_many_idle_connections_move_at_once(program: list[str], tmp_path: Path) 
             assert {client.ask() for client in clients} == {2}
             for client in clients:
                 client.close()
+
+
+def test_a_successor_that_stands_still_for_a_while_gets_them_later(program: list[str], tmp_path: Path) -> None:
+    port = free_port()
+    old = Server(program, tmp_path, port)
+    with stopping(old), contextlib.ExitStack() as stack:
+        old.serves(1)
+        clients = [stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(20)]
+        assert {client.ask() for client in clients} == {1}
+        new = Server(program, tmp_path, port)
+        with stopping(new):
+            new.serves(2)
+            new.signal(signal.SIGSTOP)
+            try:
+                old.says("handed over")
+                assert [clients[0].ask() for _ in range(2)] == [1, 1], "it was given, and came back"
+                assert not clients[0].ended
+            finally:
+                new.signal(signal.SIGCONT)
+            assert old.ends() == 0, old.text()
+            assert "20 connections moved on, 0 ended here" in old.text()
+            assert {client.ask() for client in clients} == {2}
+            for client in clients:
+                client.close()

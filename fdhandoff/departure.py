@@ -1,0 +1,110 @@
+"""How the connections of a process that drains leave it, however slow whoever takes them is just now: what stayed is offered
+again, for as long as there is hope that somebody takes it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from .errors import HandoffError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .listener import Connection
+    from .service import Service
+
+# After a handoff: how long the new side may take to name itself the heir, and any heir to take one connection at least.
+HEIR_SECONDS = 3.0
+PATIENCE_SECONDS = 15.0
+FIRST_PAUSE = 0.05
+LAST_PAUSE = 1.0
+
+
+class Departure:
+    """For the connections of ``service``, which may be offered by any thread. ``moved`` counts."""
+
+    def __init__(self, service: Service) -> None:
+        self.moved = 0
+        self._service = service
+        self._began = 0.0
+        self._failing_since = 0.0
+        self._given_up = False
+        self._waiting: list[_Offer] = []
+        self._lock = threading.Lock()  # for the fields
+        self._giving = threading.Lock()
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether connections of this process, which drains, may still go on elsewhere. Where they may not, their clients are
+        told."""
+        if self._given_up:
+            return False
+        if self._service.has_heir:
+            return True
+        self._began = self._began or time.monotonic()
+        return self._service.verdict == "handed over" and time.monotonic() - self._began < HEIR_SECONDS
+
+    def give(self, connections: Sequence[Connection]) -> list[Connection]:
+        """Those that stay for now. Blocks, a few seconds at most; what several threads bring at once goes together."""
+        offer = _Offer(connections)
+        with self._lock:
+            self._waiting.append(offer)
+        with self._giving:
+            if offer.staying is None:  # nobody took it along
+                with self._lock:
+                    offers, self._waiting = self._waiting, []
+                self._give(offers)
+        assert offer.staying is not None
+        return offer.staying
+
+    def _give(self, offers: list[_Offer]) -> None:
+        everything = [one for offer in offers for one in offer.connections]
+        staying = everything
+        try:
+            if not self._given_up and self._service.has_heir:
+                staying = self._service.give_connections(everything)
+        except HandoffError as error:
+            # Not one that cures itself: somebody else answers over there, say.
+            self._given_up = True
+            self._service.say(f"{error}; connections finish here")
+        finally:
+            stays = {id(one) for one in staying}
+            for offer in offers:
+                offer.staying = [one for one in offer.connections if id(one) in stays]
+        self._note(len(everything) - len(staying), len(staying))
+
+    def _note(self, moved: int, staying: int) -> None:
+        self.moved += moved
+        now = time.monotonic()
+        if moved or not staying:
+            self._failing_since = 0.0
+        elif not self._failing_since:
+            self._failing_since = now
+        elif now - self._failing_since >= PATIENCE_SECONDS and not self._given_up:
+            self._given_up = True
+            self._service.say(
+                f"generation {self._service.generation.number}'s connections are not taken over: they finish here"
+            )
+
+
+class _Offer:
+    def __init__(self, connections: Sequence[Connection]) -> None:
+        self.connections = connections
+        self.staying: list[Connection] | None = None
+
+
+class Pauses:
+    """How long to wait before the next try: longer each time, and short again after a success."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_PAUSE
+
+    def next(self) -> float:
+        pause, self._next = self._next, min(LAST_PAUSE, self._next * 2)
+        return pause
+
+    def reset(self) -> None:
+        self._next = FIRST_PAUSE
