@@ -53,12 +53,16 @@ async def retire(master: Master, old: Run, *, settled: bool) -> None:
         if not told:
             old.stop()
             master.changed()
-        # Where a queue is shared, only the server itself knows when it has finished.
-        shared = any(outlet.mode == SHARED for outlet in master.outlets)
-        patience = options.kill_after if deadline is None else max(0.0, deadline - time.monotonic())
-        await pause(master.loop, max(options.kill_after, patience) if shared else options.kill_after, old.ended)
+        patience: float | None = options.kill_after
+        # Where a queue is shared, or there is none, only the server itself knows when it has finished.
+        if not master.outlets or any(outlet.mode == SHARED for outlet in master.outlets):
+            patience = None if deadline is None else max(options.kill_after, deadline - time.monotonic())
+        if patience is None:
+            await old.ended
+        else:
+            await pause(master.loop, patience, old.ended)
         if old.alive:
-            master.say(f"{old} did not end within {format_duration(options.kill_after)} of being told to; it is killed")
+            master.say(f"{old} did not end within {format_duration(patience or 0)} of being told to; it is killed")
     if not old.ended.done:
         old.kill()
         await old.ended

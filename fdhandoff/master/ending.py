@@ -30,8 +30,9 @@ class Ending:
 
     # --- stop -----------------------------------------------------------------------------------------------
 
-    def stop(self, why: str, *, drained: bool = False) -> None:
-        """Tells every generation to finish and end. A second call hurries. ``drained``: they have had their grace period."""
+    def stop(self, why: str, *, limit: float | None = -1.0) -> None:
+        """Tells every generation to finish and end. A second call hurries. ``limit``: seconds until they are killed, ``None``
+        for as long as it takes; below 0, their grace period, which begins only now."""
         master = self._master
         if master.state == STOPPING:
             self.hurry()
@@ -40,18 +41,19 @@ class Ending:
         master.changed()
         master.say(f"stopping: {why}")
         master.announcer.stopping()
-        master.spawn(self._stop(drained))
+        master.spawn(self._stop(limit))
 
-    async def _stop(self, drained: bool) -> None:
+    async def _stop(self, limit: float | None) -> None:
         master, began = self._master, time.monotonic()
         await self._no_rollout("the service is stopped")
         options = master.options
-        if options.pre_stop_delay and not drained:
-            await sleep(master.loop, options.pre_stop_delay)
+        if limit is not None and limit < 0:
+            limit = options.grace
+            if options.pre_stop_delay:
+                await sleep(master.loop, options.pre_stop_delay)
         for outlet in master.outlets if not master.giver.given else ():
             outlet.give_back()
         runs = list(master.runs)
-        limit = options.kill_after if drained else options.grace
         deadline = None if limit is None else time.monotonic() + limit
         for run in runs:
             run.deadline = deadline
@@ -105,6 +107,7 @@ class Ending:
 
     async def _drain(self, limit: float | None) -> None:
         master, began = self._master, time.monotonic()
+        kill_after = master.options.kill_after
         await self._no_rollout("the service is drained")
         if master.giver.given:
             return  # somebody has taken it at this very moment
@@ -130,7 +133,10 @@ class Ending:
         if master.state == DRAINING:
             late = deadline is not None and time.monotonic() >= deadline
             took = format_duration(round(time.monotonic() - began, 3))
-            self.stop("the grace period is over" if late else f"drained in {took}", drained=True)
+            left: float | None = kill_after
+            if not master.outlets:  # what a worker is busy with, it alone knows
+                left = None if deadline is None else max(kill_after, deadline - time.monotonic())
+            self.stop("the grace period is over" if late else f"drained in {took}", limit=left)
 
     def _inside(self, slots: set[int]) -> bool:
         """Whether anybody is connected, or waits in a queue that is still served."""
@@ -150,7 +156,7 @@ class Ending:
         """Ends every drain now: of which generations. One that serves is left alone, unless the whole service drains."""
         master = self._master
         if master.state == DRAINING:
-            self.stop("hurried", drained=True)
+            self.stop("hurried", limit=master.options.kill_after)
             return list(master.runs)
         late = [run for run in master.runs if run.state in (DRAINING, STOPPING, KEPT)]
         for run in late:

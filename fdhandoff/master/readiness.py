@@ -218,7 +218,7 @@ async def await_ready(loop: Loop, run: Run, outlets: list[Outlet], listener: Not
         if outlet.probed:
             await _accepts(loop, run, outlet, verdict)
     silent = [outlet for outlet in outlets if not outlet.probed]
-    return await _attends(loop, run, silent, verdict) if silent else "accepts connections"
+    return await _attends(loop, run, silent, verdict) if silent or not outlets else "accepts connections"
 
 
 async def _delay(loop: Loop, run: Run | Newcomer, verdict: _Verdict, seconds: float) -> None:
@@ -269,6 +269,9 @@ async def _accepts(loop: Loop, run: Run, outlet: Outlet, verdict: _Verdict) -> N
 
 async def _attends(loop: Loop, run: Run | Newcomer, outlets: list[Outlet], verdict: _Verdict) -> str:
     """Where no queue of its own tells: somebody of the generation waits for the listeners, as /proc shows it."""
+    if not outlets:
+        await _delay(loop, run, verdict, _ASSUMED_SECONDS)
+        return f"is assumed to be, after {_ASSUMED_SECONDS:g} s: it has no listener to be seen at"
     inodes = {os.fstat(outlet.give(run.slot).fileno()).st_ino: outlet for outlet in outlets}
     while True:
         verdict.check()

@@ -145,7 +145,8 @@ async def see_off(master: Master, run: Run, process: Process) -> None:
     while process.alive():
         left = master.connections_of(members(process.pid))
         now = time.monotonic()
-        idle_since = now if left else idle_since
+        # Without a listener nothing is to be seen of what it has left, and its grace period alone counts.
+        idle_since = now if left or not master.outlets else idle_since
         late = options.grace is not None and now - began >= options.grace
         if late or now - idle_since >= options.kill_after:
             took = format_duration(round(now - began, 1))

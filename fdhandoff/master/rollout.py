@@ -168,7 +168,8 @@ class Rollout:
         self.master.changed()
         for outlet in self.master.outlets:
             outlet.choose(self.new.slot)
-        self.master.say(f"switched: all new connections go to {self.new}")
+        new = "all new connections go to" if self.master.outlets else "what comes from now on is for"
+        self.master.say(f"switched: {new} {self.new}")
         self.master.switched_to(self.new)
 
     async def _settle(self) -> None:
