@@ -1,10 +1,10 @@
 # Everything here works on a fresh machine with a C compiler, make and Python >= 3.10: the first target that needs it makes
-# a virtual environment in .venv and installs into it. PYTHON=/path/to/python chooses another interpreter,
-# TESTS=tests/unit some of the tests.
+# a virtual environment in .venv and installs into it: the versions of tests/locked.txt. PYTHON=/path/to/python chooses another
+# interpreter, TESTS=tests/unit some of the tests.
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv deps build test demo lint c-test sanitize bench dist clean
+.PHONY: help venv lock deps build test demo lint c-test sanitize bench dist clean
 
 BIN := .venv/bin
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10 python)
@@ -16,15 +16,21 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 18
 
 venv: .venv/installed ## the virtual environment, with all that development needs
-.venv/installed: pyproject.toml setup.py
+.venv/installed: pyproject.toml setup.py tests/locked.txt
 	@found=; for candidate in $(CANDIDATES); do \
 		"$$candidate" -c '$(PROBE)' >/dev/null 2>&1 && { found=$$candidate; break; }; \
 	done; \
 	[ "$$found" ] || { echo "make: no usable Python among: $(CANDIDATES). It must be 3.10 or newer, with venv and headers" \
 		"(Debian: apt-get install python3-venv python3-dev); PYTHON=/path/to/python names another one." >&2; exit 1; }; \
 	[ -x $(BIN)/pip ] || { echo "$$found -m venv .venv"; rm -rf .venv; "$$found" -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat \
+		-c tests/locked.txt -e '.[dev]'
 	@touch $@
+
+lock: venv ## the newest versions of what tests need, into tests/locked.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev --no-annotate \
+		--custom-compile-command "make lock" pyproject.toml -o tests/locked.txt
 
 deps: ## what the tests need beside the environment: system packages (apt-get, as root), a compiler for macOS
 	.ci/deps
