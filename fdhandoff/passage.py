@@ -74,9 +74,14 @@ class Passage:
 
     async def _enter(self, connection: CountedSocket, _: object) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._factory, connection, ssl=self._ssl)
+            await self.attach(connection)
         except (OSError, EOFError):
             connection.close()  # the client hung up, or speaks no TLS
+
+    async def attach(self, sock: socket.socket) -> Any:
+        """Gives a connection to the server; returns its protocol. For a server with transports of its own, replace it."""
+        _, protocol = await self._loop.connect_accepted_socket(self._factory, sock, ssl=self._ssl)
+        return protocol
 
     def _take(self, connections: list[Connection]) -> None:
         """In the reception's thread: they are ours."""
@@ -99,7 +104,7 @@ class Passage:
         with contextlib.suppress(GateClosed):
             sock = CountedSocket(sock, self.service.gate)
         try:
-            _, protocol = await self._loop.connect_accepted_socket(self._factory, sock)
+            protocol = await self.attach(sock)
         except OSError:
             sock.close()
             return

@@ -21,6 +21,7 @@ UPGRADES = 5
 PROGRAMS = {
     "socketserver": [sys.executable, str(HERE / "threaded.py"), "http"],
     "aiohttp": [sys.executable, str(HERE / "on_aiohttp.py")],
+    "tornado": [sys.executable, str(HERE / "on_tornado.py")],
 }
 
 
@@ -168,3 +169,26 @@ def test_a_successor_that_stands_still_for_a_while_gets_them_later(program: list
             assert {client.ask() for client in clients} == {2}
             for client in clients:
                 client.close()
+
+
+@pytest.mark.parametrize("name", ["aiohttp", "tornado"])
+def test_a_websocket_is_told_to_come_again(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync import client as websockets
+
+    port = free_port()
+    old = Server(PROGRAMS[name], tmp_path, port)
+    with stopping(old):
+        old.serves(1)
+        with websockets.connect(f"ws://127.0.0.1:{port}/ws") as chat:
+            chat.send("hello")
+            assert chat.recv() == "1 hello"
+            new = Server(PROGRAMS[name], tmp_path, port)
+            with stopping(new):
+                new.serves(2)
+                with pytest.raises(ConnectionClosed) as closed:
+                    chat.recv(timeout=20)
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 1012
+                assert old.ends() == 0, old.text()

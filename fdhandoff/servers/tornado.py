@@ -1,0 +1,165 @@
+"""tornado, upgraded without a failed request: ``await serve(app, 8888)`` in place of ``app.listen(8888)`` and what waits behind
+it, or ``run(app, 8888)``.
+
+A connection that rests moves to the new generation; any other is told ``Connection: close`` with its next answer. A websocket
+is closed with code 1012.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import weakref
+from typing import TYPE_CHECKING
+
+try:
+    from tornado.httpserver import HTTPServer
+    from tornado.iostream import IOStream
+    from tornado.web import Application
+    from tornado.websocket import WebSocketHandler
+except ImportError as error:  # pragma: no cover - said to whoever runs it
+    raise ImportError(f"this needs tornado: pip install 'tornado>=6.4' ({error})") from None
+
+from ..adapting import address_of, listeners_of, service_name
+from ..passage import Passage
+from ..service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+_RESTART = 1012  # RFC 6455's registry: service restart
+
+
+def run(app: Any, port: int, address: str | None = None, **options: Any) -> None:
+    """``serve`` in an event loop of its own."""
+    asyncio.run(serve(app, port, address, **options))
+
+
+async def serve(
+    app: Any,
+    port: int,
+    address: str | None = None,
+    *,
+    unix_socket: str = "",
+    backlog: int = 128,
+    grace: float | None = 30.0,
+    handoff_name: str = "",
+    handoff_path: str = "",
+    handoff_probation: float = 5.0,
+    **options: Any,
+) -> None:
+    """Serves until a newer generation does, or until it is told to stop; then finishes what is inside, for ``grace`` seconds
+    at most (``None``: for ever). ``app``: an ``Application``, or whatever ``tornado.httpserver.HTTPServer`` takes, whose
+    ``options`` (``xheaders``, ``ssl_options``, …) these are. ``address`` and ``port`` as for ``app.listen`` (default: all
+    addresses), or a ``unix_socket``'s path. ``handoff_name`` is the service's (default: the program's), ``handoff_path`` its
+    handoff path, ``handoff_probation`` the seconds in which it takes the service back from a successor that dies. Handlers
+    find the ``Service`` as ``self.settings["fdhandoff"]``. Raises what ``Service`` raises.
+    """
+    where = f"unix:{unix_socket}" if unix_socket else address_of(address or "", port)
+    with Service(
+        handoff_name or service_name(None, "tornado"), path=handoff_path, probation=handoff_probation, grace=grace
+    ) as service:
+        listeners_of(service, "http", f"{where}?backlog={backlog}")
+        if isinstance(app, Application):
+            app.settings["fdhandoff"] = service
+        server = Server(app, **options)
+        passage = server.passage = _Passage(service, server)
+        await service.ready_async()
+        accepting = asyncio.create_task(passage.serve())
+        await service.wait_async()
+        await passage.leave()
+        for handler in list(server.websockets):
+            handler.close(_RESTART, "service restart")
+        report = await service.drain_async()
+        await accepting
+        service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
+        await server.close_all_connections()
+
+
+class Server(HTTPServer):
+    """tornado's server, whose connections come from a ``Passage`` and may leave by it."""
+
+    passage: _Passage
+    websockets: weakref.WeakSet[WebSocketHandler]
+
+    def initialize(self, *arguments: Any, **options: Any) -> None:
+        super().initialize(*arguments, **options)
+        self.websockets = weakref.WeakSet()
+
+    def streams(self) -> Iterable[Any]:
+        return [connection.stream for connection in self._connections]
+
+    def start_request(self, server_conn: Any, request_conn: Any) -> Any:
+        """It begins to wait for a connection's next request."""
+        passage, stream = self.passage, server_conn.stream
+        if isinstance(stream, Stream):
+            passage.later(stream)
+        delegate = super().start_request(server_conn, request_conn)
+        write_headers, detach = request_conn.write_headers, request_conn.detach
+
+        def announcing(*arguments: Any, **options: Any) -> Any:
+            # Behind one whose next request has come already nothing ends: that one is answered, too.
+            if passage.announced and not stream._read_buffer_size:
+                request_conn._disconnect_on_finish = True
+            return write_headers(*arguments, **options)
+
+        def detaching() -> Any:
+            one: Any = delegate
+            while one is not None and not hasattr(one, "handler"):
+                one = getattr(one, "delegate", None)  # tornado's own stand one behind the other
+            if one is not None and isinstance(one.handler, WebSocketHandler):
+                self.websockets.add(one.handler)
+            return detach()
+
+        request_conn.write_headers, request_conn.detach = announcing, detaching
+        return delegate
+
+
+class _Passage(Passage):
+    def __init__(self, service: Service, server: Server) -> None:
+        made_by: Any = Stream  # ``attach`` does it
+        ssl: Any = server.ssl_options
+        super().__init__(service, made_by, everyone=server.streams, movable=_movable, ssl=ssl)
+        self._server = server
+
+    async def attach(self, sock: socket.socket) -> Any:
+        server, address = self._server, sock.getpeername()
+        if server.ssl_options is not None:
+            server._handle_connection(sock, address)  # TLS is tornado's
+            return None
+        stream = Stream(sock, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size)
+        server.handle_stream(stream, address)
+        return stream
+
+
+def _movable(stream: Any) -> bytes | None:
+    """It waits for the first byte of a request's head: tornado looks for nothing else by this pattern."""
+    rests = isinstance(stream, Stream) and stream._read_regex is not None and not stream._read_buffer_size
+    return b"" if rests else None
+
+
+class Stream(IOStream):
+    """tornado's stream, with what a ``Passage`` wants to know of a transport."""
+
+    @property
+    def transport(self) -> Stream:
+        return self
+
+    def is_closing(self) -> bool:
+        return self.closed()
+
+    def get_extra_info(self, name: str) -> Any:
+        return self.socket if name == "socket" else None
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._write_buffer)
+
+    def pause_reading(self) -> None:
+        self.io_loop.update_handler(self.socket, 0)
+
+    def resume_reading(self) -> None:
+        self.io_loop.update_handler(self.socket, self._state or 0)
+
+    def abort(self) -> None:
+        self.close()
