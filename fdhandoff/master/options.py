@@ -51,6 +51,8 @@ def parse_canary(text: str) -> list[CanaryStep]:
             share = -1.0
         if not percent.endswith("%") or not colon or not 0 < share <= 1:
             raise ValueError(f"{part!r} is not a canary step: say 5%:60s, from above 0 to 100 percent")
+        if steps and share < steps[-1].share:
+            raise ValueError(f"{part!r} would take users back that the step before has given: shares only grow")
         steps.append(CanaryStep(share, parse_duration(duration)))
     return steps
 

@@ -340,7 +340,8 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
             continue
         if run.state in (STARTING, CANARY):
             # It may have users: a canary has, and as a master dies the kernel may give some to one that was not ready.
-            master.say(f"{run} was not serving yet when the master died: it finishes what it has, and ends")
+            was = "a canary" if run.state == CANARY else "not serving yet"
+            master.say(f"{run} was {was} when the master died: it finishes what it has, and ends")
             if run.state == STARTING:
                 run.deaf.set("may never accept")
             master.retire_now(run)

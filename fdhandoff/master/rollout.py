@@ -140,7 +140,7 @@ class Rollout:
         new.state = CANARY
         self.master.changed()
         for step in new.options.canary:
-            self.enter(f"canary {step.share:.3g}")
+            self.enter(f"canary {100 * step.share:.3g}%")
             self._check_new()
             self.tried = True
             new.share, self.old.share = step.share, 1 - step.share

@@ -215,17 +215,17 @@ def test_a_canary_is_held_promoted_and_taken_back(mastered: Mastered) -> None:
     mastered.release("two")
     assert mastered.verb("upgrade", "--no-wait", "--canary", "20%:60s").returncode == 0
     assert mastered.verb("upgrade", "--hold").stdout == "the canary stays as it is\n"
-    under_way(mastered, "canary 0.2")
+    under_way(mastered, "canary 20%")
     mastered.running.says("canary: held at its present share")
     assert last(mastered)["held"] is True
-    assert "at canary 0.2 (held)" in mastered.verb("status").stdout
+    assert "at canary 20% (held)" in mastered.verb("status").stdout
     assert mastered.generation(2)["share"] == pytest.approx(0.2)
     assert mastered.verb("upgrade", "--promote").returncode == 0
     mastered.answers("two")
     wait_for(lambda: last(mastered)["result"] == "done")
     assert last(mastered)["held"] is False
     assert mastered.verb("upgrade", "--no-wait", "--canary", QUICK).returncode == 0
-    under_way(mastered, "canary 0.05")
+    under_way(mastered, "canary 5%")
     assert mastered.verb("rollback").stdout == "rolled back: generation 2 serves\n"
     assert last(mastered)["result"] == "rolled back"
     assert last(mastered)["reason"].startswith("the upgrade was aborted: rolled back by pid ")

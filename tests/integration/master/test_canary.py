@@ -36,7 +36,7 @@ def test_a_canary_of_five_percent_gets_five_percent_of_ten_thousand(tmp_path: Pa
     with Service(tmp_path, *quick("--canary", "5%:600s"), command=COMMAND) as service:
         address = service.address()
         assert service.command("--no-wait")[0] == 0
-        wait_for(lambda: step(service) == "canary 0.05", "the canary")
+        wait_for(lambda: step(service) == "canary 5%", "the canary")
         with Load(address, 2) as load:
             wait_for(lambda: len(load.answers) >= 10_000, "10,000 connections")
             share = load.generations()[2] / sum(load.generations().values())
@@ -58,7 +58,7 @@ def test_a_canary_goes_through_its_steps_and_on(tmp_path: Path) -> None:
             done = service.upgrade()
             load.heard(2)
             assert not load.failures
-        assert [one["step"] for one in done["steps"]][2:5] == ["canary 0.05", "canary 0.5", "switch"]
+        assert [one["step"] for one in done["steps"]][2:5] == ["canary 5%", "canary 50%", "switch"]
 
 
 def test_a_canary_that_is_held_stays_until_it_is_promoted(tmp_path: Path) -> None:
@@ -67,11 +67,11 @@ def test_a_canary_that_is_held_stays_until_it_is_promoted(tmp_path: Path) -> Non
         Load(service.address(), 2) as load,
     ):
         service.command("--no-wait")
-        wait_for(lambda: step(service) == "canary 0.2", "the canary")
+        wait_for(lambda: step(service) == "canary 20%", "the canary")
         assert service.command("--hold")[0] == 0
         until = time.monotonic() + 3.5
         wait_for(lambda: time.monotonic() > until)
-        assert step(service) == "canary 0.2"
+        assert step(service) == "canary 20%"
         assert service.command("--promote")[0] == 0
         service.running.says("upgraded from generation 1 to generation 2")
         load.end()
@@ -81,7 +81,7 @@ def test_a_canary_that_is_held_stays_until_it_is_promoted(tmp_path: Path) -> Non
 def test_after_a_promotion_the_master_sleeps_through_probation(tmp_path: Path) -> None:
     with Service(tmp_path, "--probation", "600s", "--canary", "20%:600s", command=COMMAND) as service:
         service.command("--no-wait")
-        wait_for(lambda: step(service) == "canary 0.2", "the canary")
+        wait_for(lambda: step(service) == "canary 20%", "the canary")
         assert service.command("--promote")[0] == 0
         wait_for(lambda: step(service) == "probation")
 
@@ -160,7 +160,7 @@ def test_a_slow_stream_straddles_two_upgrades(tmp_path: Path) -> None:
     with Service(tmp_path, *quick("--grace", "30"), command=rude()) as service:
         address = service.address()
         answers: list[tuple[str, int, int]] = []
-        slow = threading.Thread(target=lambda: answers.append(request(address, "/sleep4")))
+        slow = threading.Thread(target=lambda: answers.append(request(address, "/sleep9")))
         slow.start()
         wait_for(lambda: service.generations()[1]["active"])
         service.upgrade()

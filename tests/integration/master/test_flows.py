@@ -45,7 +45,7 @@ def test_a_canary_beside_a_draining_generation_gets_its_share_and_the_draining_o
             assert service.command("--canary", "none")[0] == 0
             with Load(address, 2) as load:
                 assert service.command("--no-wait")[0] == 0
-                wait_for(lambda: step(service) == "canary 0.3", "the canary")
+                wait_for(lambda: step(service) == "canary 30%", "the canary")
                 began = time.monotonic()
                 wait_for(lambda: sum(load.generations(began).values()) >= 3000, "3,000 connections")
                 shares = load.generations(began)
@@ -89,7 +89,7 @@ def test_a_canary_of_udp_gets_whole_flows_and_gives_them_back(tmp_path: Path) ->
 
         assert set(ask()) == {1}
         assert service.command("--no-wait")[0] == 0
-        wait_for(lambda: step(service) == "canary 0.25", "the canary")
+        wait_for(lambda: step(service) == "canary 25%", "the canary")
         first = ask()
         # Of 400 by chance: 100, and in 999,999 of a million cases fewer than 43 away from that.
         assert 57 <= Counter(first)[2] <= 143

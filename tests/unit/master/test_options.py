@@ -19,11 +19,13 @@ from fdhandoff.master.options import (
 
 
 def test_a_canary_is_shares_and_seconds() -> None:
-    steps = parse_canary("5%:60s,0.5%:1m,100%:500ms")
-    assert [(step.share, step.seconds) for step in steps] == [(0.05, 60.0), (0.005, 60.0), (1.0, 0.5)]
+    steps = parse_canary("0.5%:60s,5%:1m,100%:500ms")
+    assert [(step.share, step.seconds) for step in steps] == [(0.005, 60.0), (0.05, 60.0), (1.0, 0.5)]
 
 
-@pytest.mark.parametrize("text", ["5", "5%", "5:60s", "0%:1s", "101%:1s", "-5%:1s", "x%:1s", "5%:soon", "nan%:1s"])
+@pytest.mark.parametrize(
+    "text", ["5", "5%", "5:60s", "0%:1s", "101%:1s", "-5%:1s", "x%:1s", "5%:soon", "nan%:1s", "5%:1s,1%:1s"]
+)
 def test_what_is_no_canary(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_canary(text)
