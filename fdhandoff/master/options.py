@@ -42,7 +42,7 @@ class CanaryStep:
 
 def parse_canary(text: str) -> list[CanaryStep]:
     """``5%:60s,50%:60s``. ``ValueError`` with what is wrong."""
-    steps = []
+    steps: list[CanaryStep] = []
     for part in filter(None, text.split(",")):
         percent, colon, duration = part.partition(":")
         try:
