@@ -68,9 +68,10 @@ class Passage:
 
     # --- coming -----------------------------------------------------------------------------------------------
 
-    async def serve(self) -> str:
-        """Accepts until this process shall drain; returns why. After a rollback it goes on."""
-        return await self.service.serve_async(self._enter)
+    async def serve(self, listeners: Iterable[socket.socket] | None = None) -> str:
+        """Accepts from ``listeners`` (default: all of the service's) until this process shall drain; returns why. After a
+        rollback it goes on."""
+        return await self.service.serve_async(self._enter, listeners)
 
     async def _enter(self, connection: CountedSocket, _: object) -> None:
         try:

@@ -4,6 +4,7 @@ connection that they had to make anew."""
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -16,13 +17,21 @@ class KeepAlive:
     """``count`` clients with one connection each; ``pause`` seconds between an answer and the next request. ``answers`` by
     generation, ``failures`` by kind, ``reconnects``: how often an announced end made one connect again."""
 
-    def __init__(self, address: tuple[str, int], count: int = 4, pause: float = 0.005, path: str = "/") -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        count: int = 4,
+        pause: float = 0.005,
+        path: str = "/",
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self.answers: Counter[int] = Counter()
         self.failures: Counter[str] = Counter()
         self.reconnects = 0
         self._address = address
         self._pause = pause
         self._path = path
+        self._context = context
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
@@ -52,7 +61,7 @@ class KeepAlive:
         while not self._over.is_set():
             try:
                 if client is None:
-                    client = Client(self._address)
+                    client = Client(self._address, self._context)
                 generation = client.ask(self._path)
             except OSError as error:
                 with self._lock:
@@ -76,8 +85,10 @@ class KeepAlive:
 class Client:
     """One connection. ``ended``: the last answer announced its end."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext | None = None) -> None:
         self.sock = socket.create_connection(address, timeout=DEADLINE)
+        if context is not None:
+            self.sock = context.wrap_socket(self.sock, server_hostname=address[0])
         self.ended = False
         self._buffer = b""
 

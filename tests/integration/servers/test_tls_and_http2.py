@@ -1,0 +1,165 @@
+"""TLS in the server, and HTTP/2: such a connection ends with its process, and its client is told in time."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ...conftest import needs
+from ..cli import DEADLINE, PACKAGE, Running, environment, free_port
+from ..master import Service, quick
+from . import KeepAlive
+from .http2 import Http2, certificate
+
+if TYPE_CHECKING:
+    pass
+
+HERE = Path(__file__).parent
+UPGRADES = 3
+
+
+def hypercorn(port: int, path: Path, files: list[str]) -> list[str]:
+    pytest.importorskip("hypercorn", reason="needs hypercorn: pip install 'fdhandoff[test]'")
+    tls = ["--certfile", files[0], "--keyfile", files[1]] if files else []
+    return [sys.executable, str(HERE / "on_hypercorn.py"), str(port), str(path / "h.sock"), *tls]
+
+
+def uvicorn(port: int, path: Path, files: list[str]) -> list[str]:
+    pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'fdhandoff[test]'")
+    return [
+        sys.executable, "-m", f"{PACKAGE}.servers.uvicorn", "tests.integration.servers.app:app", "--port", str(port),
+        "--no-access-log", "--timeout-keep-alive", "60", "--ssl-certfile", files[0], "--ssl-keyfile", files[1],
+        "--handoff-path", str(path / "h.sock"), "--handoff-probation", "500ms",
+    ]  # fmt: skip
+
+
+SERVERS = {"hypercorn": hypercorn, "uvicorn": uvicorn}
+
+
+class Server(Running):
+    def __init__(self, command: list[str]) -> None:
+        self._start(command, env=environment())
+
+
+def strangers(command: list[str], stack: contextlib.ExitStack) -> Server:
+    old = Server(command)
+    stack.callback(old.stop)
+    old.says("generation 1 serves")
+    return old
+
+
+def upgraded(command: list[str], old: Server, stack: contextlib.ExitStack, number: int) -> Server:
+    new = Server(command)
+    stack.callback(new.stop)
+    new.says(f"generation {number} serves")
+    assert old.ends() == 0, old.text()
+    assert "cut at the deadline" not in old.text()
+    return new
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_clients_with_tls_are_told_to_connect_again_and_fail_nothing(tmp_path: Path, name: str) -> None:
+    files, context = certificate(tmp_path)
+    port = free_port()
+    command = SERVERS[name](port, tmp_path, files)
+    address = ("127.0.0.1", port)
+    with contextlib.ExitStack() as stack:
+        old = strangers(command, stack)
+        with KeepAlive(address, context=context) as busy, KeepAlive(address, pause=0.2, context=context) as lazy:
+            for number in range(2, UPGRADES + 2):
+                old = upgraded(command, old, stack, number)
+                busy.heard(number)
+                lazy.heard(number, 1)
+        assert not busy.failures
+        assert not lazy.failures
+        assert busy.reconnects == lazy.reconnects == 4 * UPGRADES, "once for each client and upgrade"
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["prior knowledge", "TLS"])
+def test_http2_clients_are_told_to_go_away_and_fail_nothing(tmp_path: Path, tls: bool) -> None:
+    files, context = certificate(tmp_path) if tls else ([], None)
+    if context is not None:
+        context.set_alpn_protocols(["h2"])
+    port = free_port()
+    command = hypercorn(port, tmp_path, files)
+    with contextlib.ExitStack() as stack:
+        old = strangers(command, stack)
+        with Http2(("127.0.0.1", port), context) as load:
+            for number in range(2, UPGRADES + 2):
+                old = upgraded(command, old, stack, number)
+                load.heard(number)
+        assert not load.failures
+        assert load.reconnects == 3 * UPGRADES, "once for each client and upgrade"
+
+
+def test_http2_under_the_master_fails_nothing(tmp_path: Path) -> None:
+    command = [*hypercorn(0, tmp_path, [])[:3], ""]
+    with Service(tmp_path, *quick("--ready", "http:/"), command=command) as service:
+        with Http2(service.address()) as load:
+            for number in (2, 3):
+                service.upgrade()
+                load.heard(number)
+                service.settled(number)
+        assert not load.failures
+        assert service.stop() == 0
+
+
+class H2load:
+    """h2load, round after round. It does not connect again after GOAWAY: it gives up what it has not asked yet, and calls that
+    failed. So what counts is that each request which it began was answered."""
+
+    def __init__(self, url: str) -> None:
+        self.started = self.succeeded = self.rounds = 0
+        self._command = [needs("h2load", "nghttp2-client"), "-n", "400", "-c", "4", "-m", "4", url]
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> H2load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(DEADLINE)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            done = subprocess.run(self._command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+            counts = {word: int(count) for count, word in re.findall(r"(\d+) (started|succeeded|2xx)", done.stdout)}
+            self.started += counts["started"]
+            self.succeeded += counts["2xx"]
+            self.rounds += 1
+
+
+def test_h2load_has_every_request_answered_that_it_begins(tmp_path: Path) -> None:
+    files, _ = certificate(tmp_path)
+    port = free_port()
+    command = hypercorn(port, tmp_path, files)
+    with contextlib.ExitStack() as stack:
+        old = strangers(command, stack)
+        with H2load(f"https://127.0.0.1:{port}/") as load:
+            for number in range(2, UPGRADES + 2):
+                old = upgraded(command, old, stack, number)
+        assert load.rounds
+        assert load.started > 0
+        assert load.succeeded == load.started
+
+
+def test_an_http2_connection_that_had_its_requests_goes_away_with_all_its_answers(tmp_path: Path) -> None:
+    """hypercorn by itself ends such a connection before it has answered."""
+    (tmp_path / "few.py").write_text("keep_alive_max_requests = 20\n")
+    port = free_port()
+    command = [*hypercorn(port, tmp_path, []), "--config", f"file:{tmp_path / 'few.py'}"]
+    with contextlib.ExitStack() as stack:
+        strangers(command, stack)
+        with Http2(("127.0.0.1", port), count=2) as load:
+            load.heard(1, 200)
+        assert not load.failures
+        assert load.reconnects >= 5
