@@ -31,7 +31,7 @@ examples:
   fdhandoff-cli run --bind http=127.0.0.1:8000 -- uvicorn app:app --fd 3
   fdhandoff-cli run --bind 0.0.0.0:80 --ready http:/healthz --probation 30s -- gunicorn app:app
   fdhandoff-cli run --bind :8443 --canary 5%:60s,50%:60s -- ./server --listen-fd '{fd:listener0}'
-  fdhandoff-cli run --bind :80 --convention nginx --check 'nginx -t' -- nginx -g 'daemon off;'
+  fdhandoff-cli run --bind 0.0.0.0:80 --check 'nginx -t' -- nginx -g 'daemon off;'
   fdhandoff-cli run --config /etc/app/run.toml
   fdhandoff-cli run --daemon --log /var/log/app.log --pidfile /run/app.pid --user www-data --bind :80 -- ./server
 
@@ -111,7 +111,9 @@ def run(options: Namespace) -> int:
         from .detaching import detach  # late: most masters stay in the foreground
 
         given["ready-fd"] = str(detach(chosen))
+        known = configuration.recognised
         configuration = Configuration(options.command or [], given, options.config, path_of)
+        configuration.recognised = known
     elif chosen.log:
         try:
             reopen(chosen.log)

@@ -42,7 +42,11 @@ def _code(error: HandoffError) -> int:
     return OWN_FAILURE
 
 
-def begin(command: list[str], given: dict[str, Any], file: str, data: bytes | None, values: dict[str, Any]) -> int:
-    """In the interpreter that stays, with what the command line said and what the configuration file held a moment ago."""
+def begin(
+    command: list[str], given: dict[str, Any], file: str, recognised: Any, data: bytes | None, values: dict[str, Any]
+) -> int:
+    """In the interpreter that stays, with what the command line said, what is known of the command, and what the configuration
+    file held a moment ago."""
     configuration = Configuration(command, given, file, path_of, Reader(parse_elsewhere, data, values))
+    configuration.recognised = recognised
     return guarded("run", lambda: serve(configuration))

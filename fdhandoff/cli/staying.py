@@ -36,7 +36,7 @@ def stay(configuration: Configuration) -> None:
         "path": [os.path.abspath(entry) for entry in sys.path],
         "command": list(sys.orig_argv),
         "name": Path("/proc/self/comm").read_bytes().removesuffix(b"\n"),
-        "options": (configuration.command, dict(configuration.given), configuration.file),
+        "options": (configuration.command, dict(configuration.given), configuration.file, configuration.recognised),
         "file": (configuration.reader.data, configuration.reader.values),
     }
     memory = os.memfd_create("fdhandoff-run", 0)  # it outlives the exec

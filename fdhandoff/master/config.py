@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 from ..deadline import parse_duration
 from ..system.access import find_account, parse_group, parse_mode, parse_user
@@ -236,7 +237,9 @@ SETTINGS = [
     Setting("health", _address, "ADDRESS", "none", "127.0.0.1:8001",
             "answer HTTP there: /ready is 200 while the service is to get traffic, else 503; /live is 200"),
     Setting("health-file", _text, "FILE", "none", "/run/app/ready", "a file that is there while /ready would be 200"),
-    Setting("convention", one_of(*CONVENTIONS), "NAME", "LISTEN_FDS alone", "nginx",
+    Setting("server", _text, "NAME", "auto", "uvicorn",
+            "which server the command is, where that does not show: its needs are met and its losses told; none: neither"),
+    Setting("convention", one_of(*CONVENTIONS), "NAME", "LISTEN_FDS alone; nginx for nginx", "nginx",
             "pass the listeners in this way too: nginx, einhorn or server-starter", attribute="conventions", repeat=True),
 ]  # fmt: skip
 
@@ -275,6 +278,8 @@ class Configuration:
         self.given = given
         self.file = os.path.abspath(file) if file else ""
         self.reader = Reader(parse) if reader is None else reader
+        #: What is known of the command: of which one, with which listeners, and what.
+        self.recognised: tuple[list[Any], dict[str, Any]] | None = None
         self._default_path = default_path
         self._first: Options | None = None
 
@@ -295,9 +300,30 @@ class Configuration:
             options.pidfile = os.path.abspath(options.pidfile) if options.pidfile else ""
             options.log = os.path.abspath(options.log) if options.log else ""
         _check(options)
+        self._recognise(options)
         if self._first is None:
             self._first = options
         return options
+
+    def _recognise(self, options: Options) -> None:
+        """What was said counts more than what is known of the server."""
+        asked = [options.command, options.binds, options.server]
+        if self.recognised is None or self.recognised[0] != asked:
+            self.recognised = asked, _recognised(options.command, options.binds, options.server)
+        found = self.recognised[1]
+        options.drain_signal = options.drain_signal or found["signal"]
+        options.conventions = options.conventions or list(found["conventions"])
+        options.defused = found["env"]
+        options.remarks = found["says"]
+
+
+def _recognised(command: list[str], binds: list[str], server: str) -> dict[str, Any]:
+    """The table is large, and not for a process that stays."""
+    from .recognition import recognise
+
+    found = recognise(command, binds, server)
+    del sys.modules[recognise.__module__], sys.modules[__name__.rpartition(".")[0]].recognition
+    return found
 
 
 def _check(options: Options) -> None:

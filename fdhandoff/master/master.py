@@ -340,8 +340,14 @@ class Master:
         if self.taking is not None:
             self._undo(self.taking.close)
 
+    def _remark(self, options: Options) -> None:
+        """What is to be known of the server that it starts."""
+        for remark in options.remarks:
+            self.say(remark)
+
     async def _begin(self) -> None:
         """The first generation: if it can't serve, its exit status is ours."""
+        self._remark(self.options)
         run = self._new_run(self.options, self.outlets, self.store.fullest(self.outlets))
         self.current = run
         try:
@@ -513,6 +519,8 @@ class Master:
         self.shortage = memory_shortage(self)
         if self.shortage:
             self.say(self.shortage)
+        if options.remarks != self.options.remarks:
+            self._remark(options)
         before, self.options = self.options, options
         change.begin(self.current, new)
         rollout = Rollout(self, self.current, new, asked)

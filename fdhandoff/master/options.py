@@ -188,6 +188,7 @@ class Options:
         "config",
         "conventions",
         "death_signal",
+        "defused",
         "directory",
         "drain_signal",
         "env",
@@ -217,7 +218,9 @@ class Options:
         "ready_fd",
         "ready_timeout",
         "release",
+        "remarks",
         "restart_every",
+        "server",
         "settle",
         "socket_group",
         "socket_mode",
@@ -285,6 +288,9 @@ class Options:
         self.socket_mode = 0o600
         self.socket_group = ""
         self.allow_uids: list[int] = []
+        self.server = "auto"
+        self.defused: dict[str, str] = {}  # what a server that was recognised is told by its environment
+        self.remarks: list[str] = []  # and what an operator is told of it
         for key, value in values.items():
             if key not in self.__slots__:
                 raise TypeError(f"run has no option {key!r}")

@@ -46,6 +46,8 @@ async def _look(master: Master, note: Any) -> None:
         note("configuration", sentence(error), False)
         return
     note("configuration", options.config or "the command line")
+    for remark in options.remarks:
+        note("server", remark)
     shortage = memory_shortage(master)
     note("memory", shortage or "a second generation fits, as far as can be seen")
     pairs, removed = match(master.outlets, options.binds)

@@ -129,6 +129,9 @@ class Run:
         if self.sockets:
             environ.update(environment.compose([name for name, _ in self.sockets]))
         environ.update(conventions.variables(self.options.conventions, self._addresses(), self.number))
+        if self.sockets:
+            for name, value in self.options.defused.items():
+                environ.setdefault(name, value)
         environ[environment.GENERATION] = str(self.number)
         if self.options.path is not None:
             environ[environment.CONNECTIONS] = environment.connections_of(self.options.path)

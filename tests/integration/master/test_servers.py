@@ -80,7 +80,7 @@ def module(name: str) -> list[str]:
 
 def uvicorn(folder: Path) -> Server:
     (folder / "asgi.py").write_text(ASGI)
-    return Server([*module("uvicorn"), "--app-dir", str(folder), "--log-level", "warning", "--fd", "3", "asgi:app"])
+    return Server([*module("uvicorn"), "--app-dir", str(folder), "--log-level", "warning", "asgi:app"])
 
 
 def gunicorn(folder: Path) -> Server:
@@ -97,7 +97,7 @@ def node(folder: Path) -> Server:
 
 
 def nginx(folder: Path) -> Server:
-    """As it comes: the same ``listen`` line in its configuration and behind ``--bind``, and the convention that it knows."""
+    """As it comes: the same ``listen`` line in its configuration and behind ``--bind``, and nothing else: it is recognised."""
     address = f"127.{os.getpid() % 250 + 1}.{random.randrange(250)}.{random.randrange(1, 250)}:8080"
 
     def deploy(number: int) -> None:
@@ -105,7 +105,7 @@ def nginx(folder: Path) -> Server:
 
     program = [needs("nginx", "nginx-light"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
     return Server(
-        [*program, "-g", "daemon off;"], "--convention", "nginx", "--check", shlex.join([*program, "-t", "-q"]),
+        [*program, "-g", "daemon off;"], "--check", shlex.join([*program, "-t", "-q"]),
         bind=f"http={address}", deploy=deploy,
     )  # fmt: skip
 
@@ -117,6 +117,22 @@ SERVERS = {
     "nginx": nginx,
     "rude": lambda folder: Server(rude()),
 }
+
+
+def test_an_operator_reads_what_to_expect_and_nothing_where_that_was_not_wanted(tmp_path: Path) -> None:
+    server = uvicorn(tmp_path)
+    with Service(tmp_path, *quick(), command=server.command) as service:
+        assert "python -m fdhandoff.servers.uvicorn instead loses none" in service.running.text()
+        service.upgrade()
+        assert service.running.text().count("instead loses none") == 1, "it is said once"
+        code, output, _ = service.command("--dry-run", "--json")
+        assert code == 0
+        assert "instead loses none" in output
+        assert service.stop() == 0
+    quiet = [*server.command[:-1], "--fd", "3", server.command[-1]]
+    with Service(tmp_path, *quick("--server", "none"), command=quiet) as service:
+        assert "instead loses none" not in service.running.text()
+        assert service.stop() == 0
 
 
 def upgraded(folder: Path, name: str, times: int) -> None:

@@ -42,4 +42,5 @@ def test_a_master_with_everything_on_imports_nothing_unforeseen(tmp_path: Path) 
     found = imported(service.running.err)
     strange = {name for name in found if not name.startswith((f"{PACKAGE}.", "_")) and name != PACKAGE}
     assert {name for name in strange if name.partition(".")[0] not in BEGINNING} - ALLOWED == set()
+    assert f"{PACKAGE}.master.recognition" not in found, "the command is the one of the start"
     assert f"{PACKAGE}.cli.arguments" not in found, "that is for who reads the command line"
