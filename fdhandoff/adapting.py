@@ -7,6 +7,7 @@ import sys
 
 from .deadline import parse_duration
 from .listener import check_name
+from .system.environment import HEALTH, HEALTH_FILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,17 +21,21 @@ if TYPE_CHECKING:
 
 PREFIX = "--handoff-"
 _OPTIONS: dict[str, Read] = {"name": str, "path": str, "probation": parse_duration}
+#: What ``Service`` itself reads from the environment, so that no adapter need know it.
+_SETTINGS = {"health": HEALTH, "health-file": HEALTH_FILE}
 
 HELP = """\
   --handoff-name NAME            the service's name (made of the application's)
   --handoff-path PATH            the handoff path (NAME/handoff.sock in the runtime directory)
+  --handoff-health ADDRESS       answer HTTP there: /ready is 200 while the service is to get traffic, else 503
+  --handoff-health-file FILE     a file that is there while /ready would be 200
   --handoff-probation DURATION   how long this process stays to take the service back from a successor that dies (5s)
 """
 
 
 def split(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Ours, as keywords of an adapter's ``run`` (``handoff_name`` …), and the server's own. ``ValueError`` for what makes no
-    sense."""
+    """Ours, as keywords of an adapter's ``run`` (``handoff_name`` …), and the server's own; what a ``Service`` reads from the
+    environment goes there. ``ValueError`` for what makes no sense."""
     ours: dict[str, Any] = {}
     rest: list[str] = []
     words = list(arguments)
@@ -43,15 +48,19 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             rest.append(word)
             continue
         name, equals, value = word[len(PREFIX) :].partition("=")
-        if name not in _OPTIONS:
+        if name not in _OPTIONS and name not in _SETTINGS:
             raise ValueError(
-                f"there is no option {PREFIX}{name}: there are {', '.join(PREFIX + one for one in _OPTIONS)}"
+                f"there is no option {PREFIX}{name}: there are "
+                f"{', '.join(PREFIX + one for one in (*_OPTIONS, *_SETTINGS))}"
             )
         if not equals:
             if not words:
                 raise ValueError(f"{PREFIX}{name} wants a value")
             value = words.pop(0)
-        ours[f"handoff_{name}"] = _OPTIONS[name](value)
+        if name in _SETTINGS:
+            os.environ[_SETTINGS[name]] = value
+        else:
+            ours[f"handoff_{name}"] = _OPTIONS[name](value)
     return ours, rest
 
 

@@ -63,22 +63,41 @@ class Files:
         self._came = {}
 
 
+#: The listener where a service answers for its health. It is handed on with the others, and is none of the application's.
+HEALTH = "fdhandoff-health"
+
+
 class Holdings:
     """``came``, ``files``: what came. ``listeners``: names and sockets that this process uses, in the order in which it
-    asked for them."""
+    asked for them. ``health``: those for ``HEALTH``."""
 
     def __init__(self) -> None:
         self.came = Listeners((), ())
+        self.health: list[socket.socket] = []
+        self._health_came: list[socket.socket] = []
         self.files = Files()
         self.listeners: list[tuple[str, Any]] = []  # an adopted one may be a bare descriptor
         self._bound: list[socket.socket] = []
         self._adopted: dict[str, Any] = {}
 
+    def arrive(self, came: Listeners) -> None:
+        """What came, by whichever way."""
+        pairs = came.unclaimed()
+        self._health_came = [sock for name, sock in pairs if name == HEALTH]
+        mine = [(name, sock) for name, sock in pairs if name != HEALTH]
+        self.came = Listeners([name for name, _ in mine], [sock for _, sock in mine])
+
+    def listen_for_health(self, spec: BindSpec) -> None:
+        """``ListenerError`` as for any other listener."""
+        _absolute(spec)
+        self.health = [sock for sock in self._health_came if fits(spec, sock.fileno())]
+        if not self.health:
+            self.health = bind(spec)
+            self._bound += self.health
+
     def listen(self, name: str, spec: BindSpec, *, may_bind: bool) -> list[socket.socket]:
         """What came as ``name`` and fits, else bound now; empty when it would have to be bound and may not."""
-        if spec.path and spec.path[:1] != b"\0":
-            # Whoever removes it at the end may be somewhere else by then.
-            spec.path = os.path.abspath(spec.path)
+        _absolute(spec)
         sockets = self._take(name, spec)
         if not sockets and may_bind:
             sockets = bind(spec)
@@ -111,8 +130,10 @@ class Holdings:
 
     def settle(self) -> None:
         """The service is ready: what it took is handed on, the rest is closed."""
-        for _, sock in self.came.unclaimed():
-            sock.close()
+        for sock in (*(sock for _, sock in self.came.unclaimed()), *self._health_came):
+            if sock not in self.health:
+                sock.close()
+        self._health_came = []
         ours = {id(sock) for _, sock in self.listeners}
         self.listeners += [pair for pair in self.came.claimed() if id(pair[1]) not in ours]
         self.files.close_unclaimed()
@@ -121,6 +142,7 @@ class Holdings:
         """What the next generation gets."""
         return [
             *(Listener(name, sock) for name, sock in self.listeners),
+            *(Listener(HEALTH, sock) for sock in self.health),
             *(File(name, thing) for name, thing in (*self.files.claimed().items(), *self._adopted.items())),
         ]
 
@@ -143,17 +165,23 @@ class Holdings:
     def unlink(self, *, all: bool) -> None:
         """The names of Unix listeners go with the last owner, where they are still these very sockets'. Without ``all`` only
         those that were bound here: nobody else has them yet."""
-        for sock in [sock for _, sock in self.listeners] if all else self._bound:
+        for sock in [*(sock for _, sock in self.listeners), *self.health] if all else self._bound:
             fd = fileno(sock)
             what = describe(fd) if fd >= 0 else None
             if what is not None and what.address.startswith("unix:/"):
                 unlink_control(what.address[5:], sock)
 
     def close(self) -> None:
-        for thing in (*(sock for _, sock in self.listeners), *self._adopted.values()):
+        for thing in (*(sock for _, sock in self.listeners), *self.health, *self._health_came, *self._adopted.values()):
             _close(thing)
         self.came.close()
         self.files.close()
+
+
+def _absolute(spec: BindSpec) -> None:
+    """Whoever removes a Unix socket at the end may be somewhere else by then."""
+    if spec.path and spec.path[:1] != b"\0":
+        spec.path = os.path.abspath(spec.path)
 
 
 def fileno(thing: Any) -> int:

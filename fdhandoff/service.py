@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .hooks import Hook
     from .incarnation import Incarnation
     from .listener import Connection
+    from .service_health import ServiceHealth
 
 STARTING = "starting"
 SERVING = "serving"
@@ -101,8 +102,11 @@ class Service:
     if the new one dies. ``ready_timeout``: seconds for the new one to become ready; ``takeover_timeout``: for us to get the
     service from a live owner. ``same_pid``: after an upgrade this very process goes on, as a generation of the new code: it
     drains, and then ``close()`` executes the command in its place and does not return. ``pidfile``: a path. ``signals``:
-    signal name → ``upgrade``, ``stop`` or ``hooks``; ``{}`` installs none. ``log``: called with each line (default: standard
-    error).
+    signal name → ``upgrade``, ``stop`` or ``hooks``; ``{}`` installs none. ``health``: an address, as for ``listen``, where
+    ``/ready`` answers 200 while the service is to get traffic, else 503, and ``/live`` 200 (default: ``$FDHANDOFF_HEALTH``);
+    ``health_file``: a file that is there while ``/ready`` would be 200 (default: ``$FDHANDOFF_HEALTH_FILE``).
+    ``pre_stop_delay``: seconds between that turning false and the drain, in which connections are still accepted. ``log``:
+    called with each line (default: standard error).
     """
 
     def __init__(
@@ -122,6 +126,9 @@ class Service:
         socket_group: int | str | None = None,
         limit: int = 0,
         same_pid: bool = False,
+        health: str = "",
+        health_file: str | os.PathLike[str] = "",
+        pre_stop_delay: float = 0.0,
         log: Callable[[str], object] | None = None,
     ) -> None:
         self.name = check_name(name)
@@ -135,6 +142,7 @@ class Service:
         self.socket_mode = socket_mode
         self.socket_group = socket_group
         self.same_pid = same_pid
+        self.pre_stop_delay = pre_stop_delay
         self.incarnation: Incarnation | None = None
         self.gate = Gate(limit=limit)
         self.hooks = Hooks()
@@ -158,6 +166,8 @@ class Service:
         self._takeover: Takeover | None = None
         self.inherited = False  # listeners came by the environment: whoever started us chose them
         self.holdings = Holdings()
+        self._health: ServiceHealth | None = None
+        self._leaving = False  # a stop was asked for: whoever asks for the service's health is told so already
         self._pidfile = Pidfile(pidfile) if pidfile is not None else None
         self._drain_began = 0.0
         self._finished_before = 0
@@ -168,8 +178,10 @@ class Service:
         mastered = os.environ.pop(environment.CONNECTIONS, None)
         self.crossing = Crossing("", appoints=False)
         self._interim = Interim.from_environment(os.environ)
-        kept = (NOTIFY_SOCKET, WATCHDOG_USEC)
+        kept = (NOTIFY_SOCKET, WATCHDOG_USEC, environment.HEALTH, environment.HEALTH_FILE)
         self.for_successor = {key: os.environ[key] for key in kept if key in os.environ}
+        health = health or os.environ.pop(environment.HEALTH, "")
+        health_file = os.fspath(health_file) or os.environ.pop(environment.HEALTH_FILE, "")
         self.notifier = Notifier.from_environment(os.environ)
         self._signals = Signals(signals, self._on_signal)
         self.upgrader = Upgrader(self)
@@ -179,6 +191,7 @@ class Service:
             self.path = self._choose_path(path, named) if mastered is None else None
             self._signals.install()
             self._acquire(number)
+            self._open_health(health, health_file, mastered is not None)
             place = (
                 mastered
                 if mastered is not None
@@ -211,7 +224,7 @@ class Service:
             if not inherited:
                 self._takeover = self._take(number)
                 if self._takeover is not None:
-                    self.holdings.came = self._takeover.listeners
+                    self.holdings.arrive(self._takeover.listeners)
                     self.holdings.files = Files(self._takeover.files)
                     self.state = self._takeover.state
                     self._renumber(self._takeover.generation.number)
@@ -229,8 +242,8 @@ class Service:
 
     def _inherit(self) -> bool:
         inherited = environment.take_sockets(os.environ, os.getpid())
-        self.holdings.came = Listeners([listener for listener, _ in inherited], [sock for _, sock in inherited])
-        return bool(inherited)
+        self.holdings.arrive(Listeners([listener for listener, _ in inherited], [sock for _, sock in inherited]))
+        return bool(self.holdings.came)
 
     def _take(self, number: int) -> Takeover | None:
         """From a live owner, waiting until it can; ``None`` where there is none, also because it died meanwhile."""
@@ -249,6 +262,37 @@ class Service:
 
     def _renumber(self, number: int) -> None:
         self.generation = Generation(number, self.generation.pid, self.generation.started)
+
+    def _open_health(self, address: str, path: str, mastered: bool) -> None:
+        if mastered or not (address or path):
+            if address or path:
+                self.say("the master answers for the service's health, if it is told to: run --health, --health-file")
+            return
+        from .service_health import ServiceHealth  # late: most services have none
+
+        if address:
+            self.holdings.listen_for_health(parse_bind(address))
+        self._health = ServiceHealth(self, path)
+        if self._takeover is None:
+            self._health.clear()
+            for text in self._health.addresses:
+                self.say(f"answering for the service's health on {text}")
+        self._health.changed()
+
+    @property
+    def wants_traffic(self) -> bool:
+        """Whether the service, this generation or the one that took over from it, answers new connections and is to get
+        them: false from the first moment of a stop, and so while connections are still accepted."""
+        if self._leaving:
+            return False
+        return self.state_word in (SERVING, UPGRADING, PROBATION) or self.verdict == "handed over"
+
+    @property
+    def answers_for_health(self) -> bool:
+        """Whether it is this process that says so to whoever asks."""
+        if self.state_word == STARTING:
+            return self._takeover is None
+        return self.owner and self.state_word != PROBATION
 
     def listen(self, name: str, address: str) -> socket.socket:
         """The listener ``name``: the one that came, if it has this address, else bound now. ``address`` as in the CLI's
@@ -578,6 +622,8 @@ class Service:
                 self._interim.wait()
             self._interim.close()
         if not self._is_child:
+            if self._health is not None:
+                self._health.close(final=final)
             self.crossing.close(final=final)
             self._end_duties(unborn)
             if final or unborn:
@@ -865,7 +911,7 @@ class Service:
                 self._takeover.cancel()
             self._ended.set()
         elif self.state_word not in (DRAINING, STOPPED):
-            self.say(f"stopping: {why}")
+            self._leave(why)
             if self.endpoint is not None:
                 self.endpoint.why_not = "stopping"
                 self.endpoint.end_offer()
@@ -877,6 +923,26 @@ class Service:
             self.hooks.after(why)
         self.hooks.after("stop")
 
+    def _leave(self, why: str) -> None:
+        """Load balancers learn it first, and get the time that they need for that."""
+        given_back = self._takeover is not None and self._takeover.in_probation
+        delay = self.pre_stop_delay if self.owner and not given_back else 0.0
+        self.say(f"stopping{f' in {format_duration(delay)}' if delay else ''}: {why}")
+        if not self.owner or given_back:
+            return  # another generation serves on
+        self._leaving = True
+        self.tell_health()
+        if delay:
+            try:
+                wait((), (), after(delay), self._hurry.fileno())
+            except (DeadlineExceeded, Woken):
+                pass  # the time is over, or somebody is in a hurry
+
+    def tell_health(self) -> None:
+        """Whoever asks for the service's health gets another answer from here on."""
+        if self._health is not None:
+            self._health.changed()
+
     def _give_back(self, why: str) -> bool:
         """A generation that ends in its probation leaves the service to the one before."""
         takeover = self._takeover
@@ -885,6 +951,7 @@ class Service:
         ):
             return False
         self.owner = False
+        self.tell_health()
         self.say(f"the service went back to {takeover.peer}")
         return True
 
@@ -900,6 +967,7 @@ class Service:
         with self._lock:
             self.state_word = word
             tell, self._once_served = self._once_served, None
+        self.tell_health()
         if tell is not None and word == PROBATION:
             tell()
 
@@ -918,6 +986,8 @@ class Service:
         self.crossing.forget_in_child()
         self._lock = threading.Lock()
         self._signals.forget_in_child()
+        if self._health is not None:
+            self._health.forget_in_child()
         self.worker.forget_in_child()
         self.upgrader.forget_in_child()
         if self._takeover is not None:

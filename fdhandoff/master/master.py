@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from ..system.pidfile import Pidfile
     from ..system.process import Process
     from .adopting import Adopting
-    from .health import Health
+    from .health import MasterHealth
     from .options import CanaryStep, Options
     from .recycling import Recycler
     from .taking import Taking
@@ -96,7 +96,7 @@ class Master:
         self.since = time.time()
         self.endpoint: Endpoint | None = None
         self._ear: control.Loop | None = None
-        self.health: Health | None = None
+        self.health: MasterHealth | None = None
         self.numbers = 0
         self._upgrade_wanted = False
         self.coalesced = 0
@@ -212,9 +212,9 @@ class Master:
         address, path = self.options.health, self.options.health_file
         if not address and not path:
             return
-        from .health import Health  # late: most services have none
+        from .health import MasterHealth  # late: most services have none
 
-        self.health = Health(self, address, path, resume.health_sockets(state) if state is not None else None)
+        self.health = MasterHealth(self, address, path, resume.health_sockets(state) if state is not None else None)
         if state is None:
             for text in self.health.addresses:
                 self.say(f"answering for the service's health on {text}")
