@@ -46,6 +46,11 @@ def heir_of(directory: str) -> int:
 
 def receptions_of(directory: str, generation: int) -> list[str]:
     """The paths of a generation's receptions, one for each of its processes."""
+    return [path for path in doors_of(directory, generation) if path.endswith(".sock")]
+
+
+def doors_of(directory: str, generation: int) -> list[str]:
+    """Where its processes can be asked to drain: their receptions, and what those have who take no connections."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -53,7 +58,7 @@ def receptions_of(directory: str, generation: int) -> list[str]:
     return [
         os.path.join(directory, name)
         for name in sorted(names)
-        if name.startswith(f"{generation}-") and name.endswith(".sock")
+        if name.startswith(f"{generation}-") and name.endswith((".sock", ".ask"))
     ]
 
 

@@ -292,14 +292,20 @@ class Crossing:
     def __init__(self, directory: str, *, appoints: bool) -> None:
         self.directory = directory
         self.take: Callable[[list[Connection]], object] | None = None
+        self.leaves = False  # whether who takes no connections can be asked to drain, too
         self._appoints = appoints
         self._reception: Reception | None = None
+        self._door = ""
 
     def open(self, generation: int, verbs: dict[str, Verb], allow_uids: Iterable[int] = ()) -> None:
         """Our generation serves: takes connections from here on, if there is a ``take``."""
         if self.directory and self.take is not None:
             self._reception = Reception(self.directory, generation, self.take, verbs=verbs, allow_uids=allow_uids)
             self.appoint(generation)
+        elif self.directory and self.leaves and not self._appoints:
+            make_directory(self.directory)
+            self._door = os.path.join(self.directory, f"{generation}-{os.getpid()}.ask")
+            registry.obtain(self._door).verbs.update(verbs)
 
     def appoint(self, generation: int) -> None:
         if self.directory and self._appoints and self.take is not None:
@@ -325,6 +331,10 @@ class Crossing:
             self._reception = None
             if final and self._appoints:
                 remove_directory(self.directory)
+        if self._door:
+            registry.remove(self._door)
+            self._door = ""
 
     def forget_in_child(self) -> None:
         self._reception = None
+        self._door = ""

@@ -421,6 +421,12 @@ class Service:
             raise UpgradeError("receive_connections() comes before ready()", serving=OLD)
         self.crossing.take = take
 
+    def drains_when_asked(self) -> None:
+        """Under a master: it asks this process to drain as soon as the next generation has passed its probation, and does not
+        wait until clients go by themselves. For a server that then says ``Connection: close``. Say it before ``ready()``;
+        ``receive_connections`` implies it."""
+        self.crossing.leaves = True
+
     @property
     def has_heir(self) -> bool:
         """Whether a generation that serves now takes connections of this one."""

@@ -9,7 +9,7 @@ import threading
 
 from ..client import ask
 from ..errors import HandoffError
-from ..heir import name_heir, receptions_of
+from ..heir import doors_of, name_heir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _ANSWER_SECONDS = 5.0
 def ask_to_leave(master: Master, run: Run, directory: str) -> None:
     """Its processes that know how to drain do so from now on: they give their connections to the generation that serves, and
     end. The others are watched as ever."""
-    paths = receptions_of(directory, run.number)
+    paths = doors_of(directory, run.number)
     if not paths or master.current is None or master.current is run:
         return
     try:

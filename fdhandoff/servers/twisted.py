@@ -1,0 +1,270 @@
+"""Twisted, upgraded without a failed request: ``listen(factory, "127.0.0.1:8080")`` in place of
+``reactor.listenTCP(8080, factory)``, for a factory of any protocol.
+
+Connections end where they are: those of ``twisted.web`` are told ``Connection: close`` with their next answer, any other
+protocol is asked by ``leave``.
+"""
+
+from __future__ import annotations
+
+import signal
+import weakref
+from typing import TYPE_CHECKING
+
+try:
+    from twisted.internet import tcp, unix
+    from twisted.internet.abstract import FileDescriptor
+    from twisted.internet.threads import deferToThreadPool
+    from twisted.python import log
+    from twisted.web.http import HTTPChannel
+    from twisted.web.http_headers import Headers
+except ImportError as error:  # pragma: no cover - said to whoever runs it
+    raise ImportError(f"this needs Twisted: pip install 'twisted>=24.7' ({error})") from None
+
+from ..accept import Acceptor
+from ..adapting import listeners_of, service_name
+from ..service import REOPEN_SECONDS, Service
+from ..system.native import FDH_CLOSED, FDH_FULL, FDH_PAUSE
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+_serving: weakref.WeakKeyDictionary[Service, Serving] = weakref.WeakKeyDictionary()
+
+_PAUSE_SECONDS = 0.1  # how long nothing is accepted when descriptors ran out, or the gate is full
+
+
+def listen(
+    factory: Any,
+    address: str,
+    *,
+    reactor: Any = None,
+    leave: Callable[[Any], object] | None = None,
+    grace: float | None = 30.0,
+    handoff_name: str = "",
+    handoff_path: str = "",
+    handoff_probation: float = 5.0,
+) -> Service:
+    """Serves ``factory`` at ``address`` (``127.0.0.1:8080``, ``:8080`` for all addresses, ``unix:/run/x.sock``) once
+    ``reactor.run()`` is called, until a newer generation serves or this process is told to stop; then what is inside has
+    ``grace`` seconds (``None``: for ever), and the reactor is stopped. Call it once, before ``reactor.run()``.
+
+    ``leave(protocol)`` is called in the reactor's thread for each open connection when the drain begins: what it is told of its
+    end is the protocol's matter. ``handoff_name`` is the service's (default: the program's), ``handoff_path`` its handoff path,
+    ``handoff_probation`` the seconds in which it takes the service back from a successor that dies. Returns the ``Service``,
+    which is closed with the reactor. Signals are the service's. Raises what ``Service`` raises; what goes wrong in ``ready()``
+    is said, and stops the reactor.
+    """
+    reactor = reactor or _default_reactor()
+    service = Service(
+        handoff_name or service_name(None, "twisted"), path=handoff_path, probation=handoff_probation, grace=grace
+    )
+    try:
+        listeners = listeners_of(service, "main", address)
+        serving = Serving(service, factory, listeners, reactor, leave)
+    except BaseException:
+        service.close()
+        raise
+    reactor.addSystemEventTrigger("after", "shutdown", service.close)
+    _serving[service] = serving
+    return service
+
+
+def run(factory: Any, address: str, **options: Any) -> None:
+    """``listen`` and ``reactor.run()``. Raises what went wrong in ``ready()``, too."""
+    reactor: Any = options.pop("reactor", None) or _default_reactor()
+    service = listen(factory, address, reactor=reactor, **options)
+    reactor.run()
+    failure = _serving[service].failure
+    if failure is not None:
+        raise failure
+
+
+def _default_reactor() -> Any:
+    from twisted.internet import reactor  # installs one, if nobody has
+
+    return reactor
+
+
+class Serving:
+    """A service in a reactor, from its start to its stop. ``at_leave`` is called when the drain begins, ``at_end`` when it is
+    over and before the reactor stops; that may return a ``Deferred``, which is waited for."""
+
+    def __init__(
+        self,
+        service: Service,
+        factory: Any,
+        listeners: list[socket.socket],
+        reactor: Any,
+        leave: Callable[[Any], object] | None = None,
+        at_leave: Callable[[], object] = lambda: None,
+        at_end: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self.service = service
+        self.failure: BaseException | None = None
+        self.transports: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._factory = factory
+        self._listeners = listeners
+        self._reactor = reactor
+        self._leave, self._at_leave, self._at_end = leave, at_leave, at_end
+        self._ports: list[Any] = []
+        # The reactor takes TERM, INT and others for itself when it starts.
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        service.drains_when_asked()
+        reactor.callWhenRunning(self._begin)
+
+    def _begin(self) -> None:
+        for number, handler in self._handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        self._in_thread(self.service.ready).addCallbacks(self._serve, self._fail)
+
+    def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *arguments)
+
+    def _fail(self, failure: Any) -> None:
+        self.failure = failure.value
+        self.service.say(f"{failure.value}")
+        self._reactor.stop()
+
+    def _serve(self, _: object) -> None:
+        self._reactor.addReader(_End(self._reactor, self.service.fileno(), self._drain))
+        for listener in self._listeners:
+            port = _port_class(listener).adopt(self, listener, self._factory, self._reactor)
+            self._ports.append(port)
+            port.startListening()
+
+    def begin(self, transport: Any) -> None:
+        """A connection is open."""
+        self.transports.add(transport)
+        channel = _http_channel(transport.protocol)
+        if channel is not None:
+            _announcing(channel, self.service)
+
+    def _drain(self) -> None:
+        for port in self._ports:
+            port.stopReading()
+        self._at_leave()
+        if self._leave is not None:
+            for transport in list(self.transports):
+                if transport.connected:
+                    self._leave(transport.protocol)
+        self._in_thread(self.service.drain).addCallback(self._end).addErrback(self._fail)
+
+    def _end(self, report: Any) -> Any:
+        for transport in list(self.transports):
+            if report.forced and transport.connected:
+                transport.abortConnection()
+        waited = self._at_end()
+        if waited is None:
+            self._reactor.stop()
+            return None
+        return waited.addBoth(lambda _: self._reactor.stop())
+
+
+class _End(FileDescriptor):
+    """Tells once that the service drains."""
+
+    def __init__(self, reactor: Any, fd: int, tell: Callable[[], object]) -> None:
+        super().__init__(reactor)
+        self._fd, self._tell = fd, tell
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def doRead(self) -> None:
+        reactor: Any = self.reactor
+        reactor.removeReader(self)
+        self._tell()
+
+
+class _Gated:
+    """What a port does otherwise: it accepts by the gate's rules."""
+
+    @classmethod
+    def adopt(cls, serving: Serving, listener: socket.socket, factory: Any, reactor: Any) -> Any:
+        make: Any = cls._fromListeningDescriptor  # type: ignore[attr-defined]
+        if listener.family == _UNIX:
+            port = make(reactor, listener.fileno(), factory)
+        else:
+            port = make(reactor, listener.fileno(), listener.family, factory)
+        port.serving = serving
+        port.acceptor = Acceptor(listener, serving.service.gate)
+        return port
+
+    def doRead(self: Any) -> None:
+        for connection in self.acceptor.accept():
+            try:
+                self._open(connection)
+            except Exception:
+                log.err(None, "a connection could not be begun")  # type: ignore[no-untyped-call]
+                connection.close()
+        condition = self.acceptor.condition
+        if condition == FDH_CLOSED:  # handed over, unless there is a rollback
+            self._rest(REOPEN_SECONDS)
+        elif condition in (FDH_PAUSE, FDH_FULL):
+            self._rest(_PAUSE_SECONDS)
+
+    def _open(self: Any, connection: Any) -> None:
+        address = connection.getpeername()
+        protocol = self.factory.buildProtocol(self._buildAddr(address))
+        if protocol is None:
+            connection.close()
+            return
+        self.sessionno += 1
+        transport = self.transport(connection, protocol, address, self, self.sessionno, self.reactor)
+        protocol.makeConnection(transport)
+        self.serving.begin(transport)
+
+    def _rest(self: Any, seconds: float) -> None:
+        self.stopReading()
+        self.reactor.callLater(seconds, self._again)
+
+    def _again(self: Any) -> None:
+        service = self.serving.service
+        if service.draining:
+            return
+        if service.gate.closed:
+            self._rest(REOPEN_SECONDS)
+        else:
+            service.gate.settle()
+            self.startReading()
+
+
+_UNIX = unix.Port.addressFamily
+
+
+class _TcpPort(_Gated, tcp.Port):
+    pass
+
+
+class _UnixPort(_Gated, unix.Port):
+    pass
+
+
+def _port_class(listener: socket.socket) -> Any:
+    return _UnixPort if listener.family == _UNIX else _TcpPort
+
+
+def _http_channel(protocol: Any) -> Any:
+    """``twisted.web``'s channel for HTTP/1 of a connection, also behind TLS; ``None`` for other protocols."""
+    protocol = getattr(protocol, "wrappedProtocol", protocol)
+    channel = getattr(protocol, "_channel", protocol)
+    return channel if isinstance(channel, HTTPChannel) else None
+
+
+def _announcing(channel: Any, service: Service) -> None:
+    """From the drain on each answer says that its connection ends, unless the next request has come already."""
+    write_headers = channel.writeHeaders
+
+    def announcing(version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
+        if service.draining and channel.persistent and not channel._dataBuffer:
+            channel.persistent = False
+            if not isinstance(headers, Headers):
+                headers = Headers({name: [value] for name, value in headers})
+            headers.setRawHeaders(b"connection", [b"close"])
+        write_headers(version, code, reason, headers)
+
+    channel.writeHeaders = announcing

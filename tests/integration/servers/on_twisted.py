@@ -1,0 +1,36 @@
+"""twisted.web by its adapter; answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
+
+from fdhandoff.servers import twisted
+
+
+class Answer(Resource):
+    isLeaf = True
+
+    def render_GET(self, request: Any) -> Any:
+        size = len(request.content.read())
+        body = f"app {service.generation.number} {size}".encode()
+        if request.path == b"/big":
+            return body + b" " * 500_000
+        if not request.path.startswith(b"/slow/"):
+            return body
+        request.setHeader(b"content-length", b"%d" % len(body))
+        reactor.callLater(float(request.path[6:]), lambda: (request.write(body), request.finish()))
+        return NOT_DONE_YET
+
+    render_POST = render_GET
+
+
+port, path = sys.argv[1:]
+service = twisted.listen(
+    Site(Answer(), timeout=60), f"127.0.0.1:{port}", handoff_path=path, handoff_probation=0.5, grace=20
+)
+reactor.run()

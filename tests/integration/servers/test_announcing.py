@@ -1,0 +1,132 @@
+"""What holds with the adapters whose connections stay where they are: no request fails, however often the server is replaced,
+and an answer announces that its connection ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..cli import PACKAGE, Running, environment, free_port, status, stopping, wait_for
+from ..master import Load, Service, quick
+from . import Client, KeepAlive
+
+HERE = Path(__file__).parent
+UPGRADES = 3
+
+#: What is asked for to be there, and the program: a script that takes a port and a handoff path, or a module of the package's
+#: servers with its options, where ``{port}`` stands for the port.
+PROGRAMS = {
+    "twisted": ("twisted", ["on_twisted.py"]),
+}
+
+
+def command(name: str, port: int, path: Path | str, *options: str) -> list[str]:
+    needed, (program, *words) = PROGRAMS[name]
+    pytest.importorskip(needed, reason=f"needs {needed}: pip install 'fdhandoff[test]'")
+    if program.endswith(".py"):
+        return [sys.executable, str(HERE / program), str(port), str(path)]
+    words = [word.format(port=port) for word in words]
+    ours = ["--handoff-path", str(path), "--handoff-probation", "500ms"]
+    return [sys.executable, "-m", f"{PACKAGE}.servers.{program}", *words, *options, *ours]
+
+
+@pytest.fixture(params=PROGRAMS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Server(Running):
+    def __init__(self, name: str, folder: Path, port: int, *options: str) -> None:
+        self._start(command(name, port, folder / "h.sock", *options), env=environment())
+
+    def serves(self, generation: int) -> None:
+        self.says(f"generation {generation} serves")
+
+
+def test_strangers_take_over_and_no_request_fails(name: str, tmp_path: Path) -> None:
+    port = free_port()
+    address = ("127.0.0.1", port)
+    with contextlib.ExitStack() as stack:
+        old = Server(name, tmp_path, port)
+        stack.callback(old.stop)
+        old.serves(1)
+        with Load(address, clients=2) as load, KeepAlive(address) as busy:
+            for number in range(2, UPGRADES + 2):
+                new = Server(name, tmp_path, port)
+                stack.callback(new.stop)
+                new.serves(number)
+                assert old.ends() == 0, old.text()
+                busy.heard(number)
+                load.heard(number)
+                old = new
+        assert not load.failures
+        assert not busy.failures
+        old.signal(signal.SIGTERM)
+        assert old.ends() == 0, old.text()
+    assert os.listdir(tmp_path) == [], "nothing is left of it"
+
+
+def test_under_the_master_no_request_fails(name: str, tmp_path: Path) -> None:
+    with Service(tmp_path, *quick("--ready", "http:/", "--grace", "60"), command=command(name, 0, "")) as service:
+        address = service.address()
+        with Load(address, clients=2) as load, KeepAlive(address) as busy:
+            for number in range(2, UPGRADES + 2):
+                service.upgrade()
+                busy.heard(number)
+                service.settled(number)
+        assert not load.failures
+        assert not busy.failures
+        assert service.stop() == 0
+
+
+def test_what_is_under_way_is_finished_where_it_is(name: str, tmp_path: Path) -> None:
+    port = free_port()
+    workers = ["--workers", "4"] if "sync" in name else []  # each serves one at a time
+    old = Server(name, tmp_path, port, *workers)
+    with stopping(old), contextlib.ExitStack() as stack:
+        old.serves(1)
+        clients = [stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(4)]
+        slow, big, posting, halved = clients
+        slow.send("/slow/3")
+        big.send("/big")
+        posting.send("/", method="POST", body=b"x" * 16_000, part=slice(0, 8000))
+        halved.send("/", part=slice(0, 7))
+        inside(tmp_path, 4)
+        new = Server(name, tmp_path, port)
+        with stopping(new):
+            new.serves(2)
+            old.says("handed over")
+            posting.send("/", method="POST", body=b"x" * 16_000, part=slice(8000, None))
+            halved.send("/", part=slice(7, None))
+            assert [client.receive() for client in (posting, halved, big, slow)] == [1] * 4
+            for client in clients:
+                client.close()
+            assert old.ends() == 0, old.text()
+            assert "cut at the deadline" not in old.text()
+
+
+def test_the_last_one_announces_the_end_and_finishes(name: str, tmp_path: Path) -> None:
+    port = free_port()
+    only = Server(name, tmp_path, port)
+    with stopping(only), contextlib.ExitStack() as stack:
+        only.serves(1)
+        slow = stack.enter_context(contextlib.closing(Client(("127.0.0.1", port))))
+        slow.send("/slow/1")
+        inside(tmp_path, 1)
+        only.signal(signal.SIGTERM)
+        assert slow.receive() == 1
+        assert slow.ended
+        assert only.ends() == 0, only.text()
+
+
+def inside(folder: Path, count: int) -> None:
+    def seen() -> Any:
+        return status(folder / "h.sock")["generations"][0]["active"] == count
+
+    wait_for(seen, f"{count} to be inside")
