@@ -79,3 +79,13 @@ def service_name(application: Any, server: str) -> str:
     text = application if isinstance(application, str) else os.path.basename(sys.argv[0])
     safe = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in text)
     return check_name(safe.strip("-.") or server)
+
+
+def with_service(application: Any, service: Service) -> Any:
+    """A WSGI application that finds the service as ``environ["fdhandoff"]``."""
+
+    def handed(environ: dict[str, Any], start_response: Any) -> Any:
+        environ["fdhandoff"] = service
+        return application(environ, start_response)
+
+    return handed
