@@ -11,57 +11,27 @@ listener: the gate counts jobs instead of connections.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import subprocess
-import threading
 from pathlib import Path
 
 from fdhandoff import Service
-
-running: dict[str, subprocess.Popen[bytes]] = {}
-
-
-def run(job: Path, service: Service) -> None:
-    """One accepted job, in a thread of its own; it has entered the gate."""
-    try:
-        # A process group of its own: what is signalled to ours (Ctrl-C, a supervisor that stops "as group") does not
-        # reach it. The job is ours to end.
-        process = subprocess.Popen(["sh", "-e", str(job)], start_new_session=True)
-        running[job.stem] = process
-        status = process.wait()
-        running.pop(job.stem, None)
-        job.rename(job.with_suffix(".failed" if status else ".done"))
-    finally:
-        service.gate.leave()
+from fdhandoff.jobs import Jobs
 
 
-def take_jobs(spool: Path, service: Service) -> None:
-    """Accepts what lies there, unless the gate is closed: then it is the successor's."""
+def accept(spool: Path) -> Path | None:
+    """A job that nobody else has: whoever renames it has it."""
     for job in sorted(spool.glob("*.job")):
-        if service.gate.closed or not service.gate.enter():
-            return
         try:
-            accepted = job.rename(job.with_suffix(".running"))
-        except FileNotFoundError:  # somebody took it back
-            service.gate.leave()
-            continue
-        threading.Thread(target=run, args=(accepted, service), daemon=True).start()
+            return job.rename(job.with_suffix(".running"))
+        except FileNotFoundError:
+            continue  # somebody took it back
+    return None
 
 
-def end_jobs() -> None:
-    """The deadline has passed: no job outlives the runner unwatched."""
-    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        for process in list(running.values()):
-            try:
-                os.killpg(process.pid, number)
-            except ProcessLookupError:
-                pass
-        for process in list(running.values()):
-            try:
-                process.wait(patience)
-            except subprocess.TimeoutExpired:
-                pass
+def run(job: Path, jobs: Jobs) -> None:
+    """In a thread of its own. What is signalled to our process group does not reach the script, and it does not outlive us."""
+    status = subprocess.run(["sh", "-e", str(job)], check=False, **jobs.shielded()).returncode
+    job.rename(job.with_suffix(".failed" if status else ".done"))
 
 
 def main() -> None:
@@ -70,17 +40,22 @@ def main() -> None:
     parser.add_argument("--path", default="", help="the handoff path, where generations meet")
     parser.add_argument("--probation", type=float, default=5.0, help="seconds in which a dead successor is replaced")
     parser.add_argument("--grace", type=float, default=60.0, help="seconds that accepted jobs get to finish")
+    parser.add_argument("--at-most", type=int, default=0, help="jobs at once, all generations together; 0: no limit")
     options = parser.parse_args()
     options.spool.mkdir(parents=True, exist_ok=True)
 
-    with Service("jobs", path=options.path, probation=options.probation, grace=options.grace) as service:
+    with (
+        Service("jobs", path=options.path, probation=options.probation, grace=options.grace) as service,
+        Jobs(service, at_most=options.at_most) as jobs,
+    ):
         service.ready()
-        # wait() is false until this process shall end. After a handover that failed the gate is open again, and the
-        # intake simply goes on.
-        while not service.wait(0.1):
-            take_jobs(options.spool, service)
-        if service.drain().forced:
-            end_jobs()
+        for place in jobs:  # one at a time, until this process shall end; after a handover that failed it goes on
+            job = accept(options.spool)
+            if job is not None:
+                place.start(run, job, jobs, name=job.stem)
+            else:
+                service.wait(0.1)
+        jobs.drain()
 
 
 if __name__ == "__main__":

@@ -102,6 +102,6 @@ def test_a_worker_without_a_listener_is_assumed_to_be_ready_when_it_lives_on(
     (tmp_path / "finish1").touch()
     (tmp_path / "finish2").touch()
     with Service(tmp_path, *options, command=command, bind="") as service:
-        assert "is assumed to be, after 1 s: it has no listener" in service.running.text()
+        service.running.says("is assumed to be, after 1 s: it has no listener")
         assert service.upgrade()["result"] == "done"
         service.settled(2)
