@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .listener import Connection
+    from .prefork import PreforkWorker
     from .service import Service
 
 # After a handoff: how long the new side may take to name itself the heir, and any heir to take one connection at least.
@@ -26,7 +27,7 @@ LAST_PAUSE = 1.0
 class Departure:
     """For the connections of ``service``, which may be offered by any thread. ``moved`` counts."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service | PreforkWorker) -> None:
         self.moved = 0
         self._service = service
         self._began = 0.0

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from .prefork import PreforkWorker
     from .service import Service
 
 
@@ -38,7 +39,7 @@ class Passage:
 
     def __init__(
         self,
-        service: Service,
+        service: Service | PreforkWorker,
         factory: Callable[[], Any],
         *,
         everyone: Callable[[], Iterable[Any]],

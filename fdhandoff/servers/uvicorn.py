@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from ..prefork import PreforkWorker
+
 _STARTUP_FAILURE = 3  # uvicorn's own exit status for it
 _CLOSE = (b"connection", b"close")
 # Where --timeout-graceful-shutdown does not say it: uvicorn would wait for ever.
@@ -81,7 +83,7 @@ def _address(config: uvicorn.Config) -> str:
 class Server(uvicorn.Server):
     """A uvicorn server that accepts from ``service``, whose owner it becomes."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service | PreforkWorker) -> None:
         super().__init__(config)
         self.service = service
         self.passage: Passage | None = None

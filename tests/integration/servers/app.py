@@ -7,6 +7,8 @@ import asyncio
 import os
 from typing import Any
 
+asked: list[int] = []
+
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
@@ -16,6 +18,7 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "websocket":
         await websocket(generation, receive, send)
         return
+    asked.append(1)
     path, size = scope["path"], 0
     if path.startswith("/slow/"):
         await asyncio.sleep(float(path[6:]))
@@ -41,7 +44,7 @@ async def lifespan(receive: Any, send: Any) -> None:
                 return
             await send({"type": "lifespan.startup.complete"})
         else:
-            print("lifespan over", flush=True)
+            print(f"lifespan over, {len(asked)} requests", flush=True)
             await send({"type": "lifespan.shutdown.complete"})
             return
 
