@@ -602,6 +602,194 @@ int fdh_listener_queue(int fd, uint32_t *waitingp, uint32_t *backlogp) {
 #endif
 }
 
+/* --- connections -------------------------------------------------------------------------------------- */
+
+/* Numbers of the protocol: tags of a payload's and of an entry's fields, and the kind. */
+#define ITEMS_FIRST 1
+#define ITEMS_ENTRY 2
+#define ENTRY_NAME 1
+#define ENTRY_KIND 2
+#define ENTRY_SOCKET 3
+#define ENTRY_STATE 6
+#define KIND_CONNECTION 3
+#define FLAG_CONNECTED 2
+
+#define FIELD_HEAD 6 /* tag (2) and length (4) */
+#define SOCKET_SIZE 20
+#define NAME_MOST 255
+
+static unsigned char *put(unsigned char *to, uint64_t value, size_t size) {
+    for (size_t i = size; i-- > 0; value >>= 8)
+        to[i] = (unsigned char)value;
+    return to + size;
+}
+
+static uint64_t get(const unsigned char *from, size_t size) {
+    uint64_t value = 0;
+    for (size_t i = 0; i < size; i++)
+        value = value << 8 | from[i];
+    return value;
+}
+
+static unsigned char *put_head(unsigned char *to, unsigned tag, size_t size) {
+    return put(put(to, tag, 2), size, 4);
+}
+
+static uint64_t socket_cookie(int fd) {
+    uint64_t cookie = 0;
+#if defined(__linux__)
+    socklen_t size = sizeof cookie;
+    if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) < 0)
+        return 0;
+#else
+    (void)fd;
+#endif
+    return cookie;
+}
+
+/* Whether [offset, offset + size) lies inside `whole` bytes. */
+static bool inside(uint32_t offset, uint32_t size, size_t whole) {
+    return offset <= whole && size <= whole - offset;
+}
+
+int fdh_connections_pack(const struct fdh_connection *connections, const int *fds, size_t n, const void *text,
+                         size_t text_size, void *buffer, size_t capacity, size_t *sizep) {
+    unsigned char *to = buffer;
+    size_t left = capacity;
+    for (size_t i = 0; i < n; i++) {
+        const struct fdh_connection *c = &connections[i];
+        if (!inside(c->name_offset, c->name_size, text_size) || !inside(c->state_offset, c->state_size, text_size))
+            return -EINVAL;
+        uint64_t cookie = socket_cookie(fds[i]);
+        if (!cookie)
+            return FDH_OTHER;
+        size_t state = c->state_size ? FIELD_HEAD + (size_t)c->state_size : 0;
+        size_t entry = FIELD_HEAD + (size_t)c->name_size + FIELD_HEAD + 8 + FIELD_HEAD + SOCKET_SIZE + state;
+        if (entry > UINT32_MAX || left < FIELD_HEAD || left - FIELD_HEAD < entry)
+            return -ENOSPC;
+        left -= FIELD_HEAD + entry;
+        to = put_head(to, ITEMS_ENTRY, entry);
+        to = put_head(to, ENTRY_NAME, c->name_size);
+        if (c->name_size)
+            memcpy(to, (const unsigned char *)text + c->name_offset, c->name_size);
+        to = put(put_head(to + c->name_size, ENTRY_KIND, 8), KIND_CONNECTION, 8);
+        to = put(put(put_head(to, ENTRY_SOCKET, SOCKET_SIZE), (uint16_t)c->family, 2), (uint16_t)c->type, 2);
+        to = put(put(put(to, (uint32_t)c->protocol, 4), FLAG_CONNECTED, 4), cookie, 8);
+        if (c->state_size) {
+            to = put_head(to, ENTRY_STATE, c->state_size);
+            memcpy(to, (const unsigned char *)text + c->state_offset, c->state_size);
+            to += c->state_size;
+        }
+    }
+    *sizep = capacity - left;
+    return 0;
+}
+
+/* One field of data[at..end): its tag, and where its value lies. False where it does not fit. */
+static bool next_field(const unsigned char *data, size_t *at, size_t end, unsigned *tag, size_t *value, size_t *size) {
+    if (end - *at < FIELD_HEAD)
+        return false;
+    *tag = (unsigned)get(data + *at, 2);
+    *size = (size_t)get(data + *at + 2, 4);
+    *value = *at + FIELD_HEAD;
+    if (*size > end - *value)
+        return false;
+    *at = *value + *size;
+    return true;
+}
+
+/* What LISTEN_FDNAMES may carry. */
+static bool is_name(const unsigned char *name, size_t size) {
+    if (size == 0 || size > NAME_MOST)
+        return false;
+    for (size_t i = 0; i < size; i++)
+        if (name[i] < ' ' || name[i] > '~' || name[i] == ':')
+            return false;
+    return true;
+}
+
+/* The entry in data[at..end), which is that of fd: false where it isn't, or is not a connection's. */
+static bool unpack_entry(const unsigned char *data, size_t at, size_t end, int fd, struct fdh_connection *p) {
+    struct fdh_connection c;
+    memset(&c, 0, sizeof c);
+    unsigned tag, seen = 0;
+    size_t value, size;
+    uint64_t cookie = 0;
+    while (at < end) {
+        if (!next_field(data, &at, end, &tag, &value, &size))
+            return false;
+        if (tag < 1 || tag > 6)
+            continue;
+        if (seen & 1u << tag)
+            return false;
+        seen |= 1u << tag;
+        switch (tag) {
+        case ENTRY_NAME:
+            if (!is_name(data + value, size))
+                return false;
+            c.name_offset = (uint32_t)value;
+            c.name_size = (uint32_t)size;
+            break;
+        case ENTRY_KIND:
+            if (size != 8 || get(data + value, 8) != KIND_CONNECTION)
+                return false;
+            break;
+        case ENTRY_SOCKET:
+            if (size < SOCKET_SIZE)
+                return false;
+            c.family = (int32_t)get(data + value, 2);
+            c.type = (int32_t)get(data + value + 2, 2);
+            c.protocol = (int32_t)(uint32_t)get(data + value + 4, 4);
+            if (get(data + value + 8, 4) != FLAG_CONNECTED)
+                return false;
+            cookie = get(data + value + 12, 8);
+            break;
+        case ENTRY_STATE:
+            c.state_offset = (uint32_t)value;
+            c.state_size = (uint32_t)size;
+            break;
+        default: /* an address, which the cookie stands for, is compared by whoever looks at them one by one */
+            return false;
+        }
+    }
+    unsigned needed = 1u << ENTRY_NAME | 1u << ENTRY_KIND | 1u << ENTRY_SOCKET;
+    if ((seen & needed) != needed || cookie == 0 || socket_cookie(fd) != cookie)
+        return false;
+    *p = c;
+    return true;
+}
+
+int fdh_connections_unpack(const void *payload, size_t size, const int *fds, size_t n, uint64_t *firstp,
+                           struct fdh_connection *connections) {
+    const unsigned char *data = payload;
+    size_t at = 0, value, length, found = 0;
+    unsigned tag;
+    uint64_t first = 0;
+    bool has_first = false;
+    struct fdh_connection read[FDH_FDS_MAX];
+    if (size > UINT32_MAX || n > FDH_FDS_MAX)
+        return FDH_OTHER;
+    while (at < size) {
+        if (!next_field(data, &at, size, &tag, &value, &length))
+            return FDH_OTHER;
+        if (tag == ITEMS_FIRST) {
+            if (has_first || length != 8)
+                return FDH_OTHER;
+            has_first = true;
+            first = get(data + value, 8);
+        } else if (tag == ITEMS_ENTRY) {
+            if (found == n || !unpack_entry(data, value, value + length, fds[found], &read[found]))
+                return FDH_OTHER;
+            found++;
+        }
+    }
+    if (!has_first || found != n)
+        return FDH_OTHER;
+    memcpy(connections, read, n * sizeof *read);
+    *firstp = first;
+    return 0;
+}
+
 /* --- gate --------------------------------------------------------------------------------------------- */
 
 #define LINE 64 /* a cache line */

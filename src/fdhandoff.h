@@ -47,7 +47,8 @@ enum fdh_condition {
     FDH_CLOSED = 3,               /* the gate is closed */
     FDH_FULL = 4,                 /* the gate's limit is reached */
     FDH_MORE = 5,                 /* the caller's capacity was reached; there may be more */
-    FDH_PAUSE = 6                 /* the process or system is out of descriptors or memory: wait, then go on */
+    FDH_PAUSE = 6,                /* the process or system is out of descriptors or memory: wait, then go on */
+    FDH_OTHER = 7                 /* not all of them are what this call is for: look at them one by one */
 };
 
 /* What this kernel and build can do, as bits. Each is tried once, never guessed from a version. */
@@ -136,6 +137,33 @@ int fdh_socket_describe(int fd, struct fdh_socket *socketp);
 /* A listening TCP socket's queue: connections waiting to be accepted, and the backlog in force (from TCP_INFO).
  * -EOPNOTSUPP for other sockets. */
 int fdh_listener_queue(int fd, uint32_t *waitingp, uint32_t *backlogp);
+
+/* --- connections: many at once, as the protocol writes them ------------------------------------------- */
+
+/* One connection in a batch. Name and state lie in the batch's text, at these offsets. */
+struct fdh_connection {
+    int32_t family;
+    int32_t type;
+    int32_t protocol;
+    uint32_t name_offset;
+    uint32_t name_size;
+    uint32_t state_offset;
+    uint32_t state_size;
+};
+
+/* Writes the entries of an ITEMS message (docs/reference/protocol.md) for n connections with the descriptors fds: kind
+ * connection, what `connections` says of each, SO_COOKIE from the kernel, no address. Names and states are in `text`.
+ * 0 with *sizep bytes of buffer filled; FDH_OTHER when one of them has no cookie, or is no socket: then it must be
+ * described with its address. -EINVAL for an offset outside of text, -ENOSPC when capacity is too small. */
+int fdh_connections_pack(const struct fdh_connection *connections, const int *fds, size_t n, const void *text,
+                         size_t text_size, void *buffer, size_t capacity, size_t *sizep);
+
+/* Reads the payload of an ITEMS message that came with n descriptors, and verifies each: a connection, and by its cookie the
+ * very socket that its entry means (what else the entry says of it is then true as far as its sender can be believed).
+ * Offsets are into the payload; n of `connections` are filled, and *firstp is the message's first item. FDH_OTHER, with
+ * nothing written, when any of it is otherwise: kind, cookie, number of entries, or a payload that makes no sense. */
+int fdh_connections_unpack(const void *payload, size_t size, const int *fds, size_t n, uint64_t *firstp,
+                           struct fdh_connection *connections);
 
 /* --- gate: who may still enter, and how many are inside ----------------------------------------------- */
 

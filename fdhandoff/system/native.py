@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         FDH_FULL: int
         FDH_MORE: int
         FDH_PAUSE: int
+        FDH_OTHER: int
 
         FDH_HAS_PIDFD: int
         FDH_HAS_PIDFD_GETFD: int
@@ -115,6 +116,22 @@ if TYPE_CHECKING:
 
         def fdh_socket_describe(self, fd: int, socketp: Any, /) -> int: ...
         def fdh_listener_queue(self, fd: int, waitingp: Any, backlogp: Any, /) -> int: ...
+
+        def fdh_connections_pack(
+            self,
+            connections: Any,
+            fds: Any,
+            n: int,
+            text: Any,
+            text_size: int,
+            buffer: Any,
+            capacity: int,
+            sizep: Any,
+            /,
+        ) -> int: ...
+        def fdh_connections_unpack(
+            self, payload: Any, size: int, fds: Any, n: int, firstp: Any, connections: Any, /
+        ) -> int: ...
 
         def fdh_gate_create(self, gate: Any, /) -> int: ...
         def fdh_gate_map_consume(
@@ -187,6 +204,7 @@ FDH_CLOSED = lib.FDH_CLOSED
 FDH_FULL = lib.FDH_FULL
 FDH_MORE = lib.FDH_MORE
 FDH_PAUSE = lib.FDH_PAUSE
+FDH_OTHER = lib.FDH_OTHER
 
 FDH_FDS_MAX = lib.FDH_FDS_MAX
 
