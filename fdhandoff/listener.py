@@ -137,7 +137,9 @@ class Entry:
         if self.mode or other.mode:
             fields += ["mode", "device", "inode"]
         else:
-            fields += ["family", "type", "protocol", "listening", "v6only", "cookie", "address"]
+            fields += ["family", "type", "protocol", "listening", "cookie"]
+            if self.address or not self.cookie or self.kind != KIND_CONNECTION:
+                fields += ["v6only", "address"]
         return [field for field in fields if getattr(self, field) != getattr(other, field)]
 
     def __eq__(self, other: object) -> bool:

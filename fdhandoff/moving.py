@@ -23,9 +23,10 @@ from .handoff import SOFTWARE
 from .heir import heir_of, make_directory, name_heir, receptions_of, remove_directory
 from .inventory import entry_of, verify
 from .listener import KIND_CONNECTION, Connection
-from .protocol.messages import VERSION_MAX, VERSION_MIN, Abort, Ack, Hello, Items, Refused
-from .protocol.session import Session, agree
+from .protocol.messages import VERSION_MAX, VERSION_MIN, Abort, Ack, Hello, Items, Packed, Refused
+from .protocol.session import ITEMS_PER_FRAME, Session, agree
 from .protocol.states import GIVER, RECEIVER
+from .system.batches import Arrived, pack, unpack
 from .system.channel import Channel, Woken, descriptors_in_flight
 from .system.fds import close_all, socket_from_fd
 from .system.paths import connect_control
@@ -35,12 +36,13 @@ from .system.wake import Wake
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
 
     from .control import Verb
     from .listener import Entry
 
-# Connections in a message: each is its receiver's as soon as the message was acknowledged, so small ones keep nobody waiting.
-BATCH = 64
+# Connections in a message.
+BATCH = ITEMS_PER_FRAME
 _BATCH_BYTES = 512 * 1024
 _WELCOME_SECONDS = 5.0
 
@@ -54,7 +56,7 @@ class Reception:
         self,
         directory: str,
         generation: int,
-        take: Callable[[list[Connection]], object],
+        take: Callable[[Iterable[Connection]], object],
         *,
         verbs: dict[str, Verb] | None = None,
         allow_uids: Iterable[int] = (),
@@ -98,7 +100,7 @@ class Reception:
             )
             conversation.close()
             return
-        session = Session(RECEIVER)
+        session = Session(RECEIVER, open_items=unpack)
         session.receive(hello)
         guest = Conversation(
             session, conversation.channel, conversation.peer, conversation.process, self._wake.fileno()
@@ -116,13 +118,16 @@ class Reception:
             while True:
                 message, fds = conversation.hear(after(None))
                 assert isinstance(message, Items)  # the table lets nothing else through
-                connections = _verified(message.entries, fds)
+                entries: Any = message.entries
+                if isinstance(entries, Arrived):
+                    entries.own(fds)
+                connections = entries if isinstance(entries, Arrived) else _verified(entries, fds)
                 received += len(connections)
                 try:
                     conversation.say(Ack(items=received), deadline=after(_WELCOME_SECONDS))
                 except BaseException:
                     # Whether it was read or not: the giver has hung up, or will find that we have, and keeps them.
-                    _close(connections)
+                    entries.close() if isinstance(entries, Arrived) else _close(connections)
                     raise
                 self._take(connections)
         except (Gone, PeerGone, DeadlineExceeded):
@@ -208,16 +213,15 @@ def _give(conversation: Conversation, connections: Sequence[Connection], timeout
     hello = Hello(
         min_version=VERSION_MIN, max_version=VERSION_MAX, pid=os.getpid(), software=SOFTWARE, generation=generation
     )
-    batches = [(batch, [_entry(one) for one in batch]) for batch in _batches(connections)]
     try:
         conversation.say(hello, deadline=after(timeout))
         going = _heard(conversation, after(timeout))
-        for batch, entries in batches:
+        for batch in _batches(connections):
+            entries, fds = _described(batch)
             while going and session.window_left < len(batch):
                 going = _heard(conversation, after(timeout))
             if not going:
                 break
-            fds = [one.fileno() for one in batch]
             conversation.say(Items(first=session.items_sent, entries=entries), fds, deadline=after(timeout))
         while going and session.items_acked < session.items_sent:
             going = _heard(conversation, after(timeout))
@@ -231,8 +235,13 @@ def _give(conversation: Conversation, connections: Sequence[Connection], timeout
     return session.items_acked
 
 
-def _entry(connection: Connection) -> Entry:
-    return entry_of(connection.name, connection.fileno(), KIND_CONNECTION, connection.state)
+def _described(batch: Sequence[Connection]) -> tuple[Any, list[int]]:
+    """Their entries, and their descriptors."""
+    packed = pack(batch)
+    if packed is not None:
+        return Packed(packed[0], len(batch)), packed[1]
+    fds = [one.fileno() for one in batch]
+    return [entry_of(one.name, fd, KIND_CONNECTION, one.state) for one, fd in zip(batch, fds, strict=True)], fds
 
 
 def _heard(conversation: Conversation, deadline: int) -> bool:
@@ -291,7 +300,7 @@ class Crossing:
 
     def __init__(self, directory: str, *, appoints: bool) -> None:
         self.directory = directory
-        self.take: Callable[[list[Connection]], object] | None = None
+        self.take: Callable[[Iterable[Connection]], object] | None = None
         self.leaves = False  # whether who takes no connections can be asked to drain, too
         self._appoints = appoints
         self._reception: Reception | None = None

@@ -85,7 +85,7 @@ class Passage:
         _, protocol = await self._loop.connect_accepted_socket(self._factory, sock, ssl=self._ssl)
         return protocol
 
-    def _take(self, connections: list[Connection]) -> None:
+    def _take(self, connections: Iterable[Connection]) -> None:
         """In the reception's thread: they are ours."""
         try:
             self._loop.call_soon_threadsafe(self._welcome, connections)
@@ -93,7 +93,7 @@ class Passage:
             for connection in connections:
                 connection.target.close()
 
-    def _welcome(self, connections: list[Connection]) -> None:
+    def _welcome(self, connections: Iterable[Connection]) -> None:
         for connection in connections:
             task = self._loop.create_task(self._arrive(connection))
             self._arrivals.add(task)

@@ -413,9 +413,9 @@ class Service:
 
     # --- connections that move --------------------------------------------------------------------------------
 
-    def receive_connections(self, take: Callable[[list[Connection]], object]) -> None:
+    def receive_connections(self, take: Callable[[Iterable[Connection]], object]) -> None:
         """Has ``take`` called, in a thread of its own, with connections that an older generation gives while it drains: each
-        with its socket as ``target`` and the ``state`` that was given with it. They are ours then, and counted by nobody until
+        with its socket as ``target`` and the ``state`` that was given with it, to be iterated over once. They are ours then, and counted by nobody until
         ``take`` lets them enter the gate. Say it before ``ready()``."""
         if self.state_word != STARTING:
             raise UpgradeError("receive_connections() comes before ready()", serving=OLD)

@@ -283,7 +283,7 @@ class Takeover:
             while kept < session.items_total or not session.complete:
                 message, fds = conversation.hear(deadline)
                 if isinstance(message, Items):
-                    self._keep(message.entries, fds, names, sockets)
+                    self._keep(message.entries, fds, names, sockets)  # type: ignore[arg-type]
                     kept += len(message.entries)
                     conversation.say(Ack(items=kept), deadline=deadline)
                 elif not isinstance(message, State):

@@ -15,7 +15,10 @@ from .messages import BY_TYPE, Items, Message, decode_payload, encode_payload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    Open = Callable[[bytes, list[int]], Any]
 
 MAGIC = b"FDHO"
 HEADER = struct.Struct("!4sBBHI")  # magic, type, flags (0), descriptors, length
@@ -39,9 +42,12 @@ class Decoder:
     """Turns chunks of bytes and descriptors into messages. Never performs I/O; it only holds descriptor *numbers*:
     whoever feeds it closes them when it fails (``pending_fds`` are those that no message has yet)."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_items: Open | None = None) -> None:
+        """``open_items(payload, descriptors)`` may read an ITEMS message itself: what stands for its entries, which is sized
+        and has the message's ``first``, or ``None`` where it can't."""
         self._buffer = bytearray()
         self._fds: list[int] = []
+        self._open_items = open_items
 
     @property
     def pending_fds(self) -> list[int]:
@@ -80,7 +86,7 @@ class Decoder:
                 )
             if len(buffer) < HEADER.size + length:
                 return
-            message = decode_payload(cls, bytes(buffer[HEADER.size : HEADER.size + length]))
+            message = self._decode(cls, bytes(buffer[HEADER.size : HEADER.size + length]), n_fds)
             if isinstance(message, Items) and len(message.entries) != n_fds:
                 raise ProtocolError(f"{len(message.entries)} entries with {n_fds} descriptors")
             fds, self._fds[:n_fds] = self._fds[:n_fds], []
@@ -88,3 +94,10 @@ class Decoder:
             yield message, fds
         if not buffer and self._fds:
             raise ProtocolError(f"{len(self._fds)} descriptors came that belong to no message")
+
+    def _decode(self, cls: type[Message], payload: bytes, n_fds: int) -> Message:
+        if cls is Items and self._open_items is not None:
+            entries = self._open_items(payload, self._fds[:n_fds])
+            if entries is not None:
+                return Items(first=entries.first, entries=entries)
+        return decode_payload(cls, payload)

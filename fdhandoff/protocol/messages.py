@@ -14,6 +14,7 @@ from ..listener import Entry, check_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sized
     from typing import Any, ClassVar
 
     from typing_extensions import dataclass_transform
@@ -112,6 +113,19 @@ class Offer(Message):
     strict: int = 0
 
 
+class Packed:
+    """Entries that are bytes already, in the place of ``Items.entries``."""
+
+    __slots__ = ("count", "data")
+
+    def __init__(self, data: bytes, count: int) -> None:
+        self.data = data
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
 class Items(Message):
     """Old → new: some of the descriptors, an entry for each, in the same order."""
 
@@ -119,7 +133,7 @@ class Items(Message):
     FDS = 252
     FIELDS = ((1, "first", NUMBER, None), (2, "entries", ENTRIES, ()))
     first: int
-    entries: list[Entry] = []  # noqa: RUF012 - a declaration for the type checker; instances get their own
+    entries: Sized = []  # a declaration for the type checker; a list of ``Entry``, or what stands for one
 
 
 class Ack(Message):
@@ -326,6 +340,8 @@ def encode_payload(message: Message) -> bytes:
         if kind == NUMBER:
             if value != default:
                 parts.append(_NUMBER_FIELD.pack(tag, 8, value))
+        elif isinstance(value, Packed):
+            parts.append(value.data)
         elif kind == ENTRIES:
             parts.extend(_field(tag, encode_entry(entry)) for entry in value)
         elif value != default:

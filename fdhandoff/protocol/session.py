@@ -48,11 +48,17 @@ class Session:
     """``role`` is ``OWNER`` or ``TAKER``, ``GIVER`` or ``RECEIVER``. ``on_change(old_state, step, new_state)`` is called after
     every transition."""
 
-    def __init__(self, role: str, on_change: Callable[[str, str, str], object] | None = None) -> None:
+    def __init__(
+        self,
+        role: str,
+        on_change: Callable[[str, str, str], object] | None = None,
+        *,
+        open_items: frames.Open | None = None,
+    ) -> None:
         self.role = role
         self.state = FIRST[role]
         self._on_change = on_change
-        self._decoder = frames.Decoder()
+        self._decoder = frames.Decoder(open_items)
         self.window = WINDOW
         self.items_total = 0
         self.items_sent = 0

@@ -25,6 +25,7 @@ from ..service import Service
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Iterable
     from typing import Any
 
     Address = tuple[str, int] | str
@@ -110,7 +111,7 @@ class _Requests:
             server.handle_error(connection, address)
             server.shutdown_request(connection)
 
-    def take(self, connections: list[Connection]) -> None:
+    def take(self, connections: Iterable[Connection]) -> None:
         """What an older generation has given."""
         for connection in connections:
             sock: socket.socket = connection.target

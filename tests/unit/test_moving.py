@@ -18,7 +18,8 @@ import pytest
 from fdhandoff import moving
 from fdhandoff.errors import PathError, PeerUntrusted
 from fdhandoff.heir import heir_of, name_heir, receptions_of
-from fdhandoff.listener import Connection
+from fdhandoff.inventory import entry_of
+from fdhandoff.listener import KIND_CONNECTION, Connection
 from fdhandoff.moving import BATCH, Reception, give, give_to_heir
 from fdhandoff.protocol import frames
 from fdhandoff.protocol.messages import Ack, Hello, Items
@@ -322,7 +323,14 @@ def test_an_unknown_version_is_refused_with_both_numbers(tmp_path: Path, taken: 
         reception.close()
 
 
-def test_what_is_not_what_it_was_said_to_be_is_closed_and_told(tmp_path: Path, clients: Any, taken: Taken) -> None:
+def _one_by_one(connections: list[Connection]) -> Any:
+    return [entry_of(one.name, one.fileno(), KIND_CONNECTION, one.state) for one in connections]
+
+
+@pytest.mark.parametrize("described", [_one_by_one, lambda connections: moving._described(connections)[0]])
+def test_what_is_not_what_it_was_said_to_be_is_closed_and_told(
+    tmp_path: Path, clients: Any, taken: Taken, described: Any
+) -> None:
     reception = Reception(str(tmp_path / "moving"), 2, taken)
     group = clients(2)
     try:
@@ -331,13 +339,35 @@ def test_what_is_not_what_it_was_said_to_be_is_closed_and_told(tmp_path: Path, c
             dummy = Dummy(sock)
             dummy.say(Hello(min_version=1, max_version=1))
             assert dummy.hear()[0].items == 0
-            entries = [moving._entry(one) for one in group.connections()]
-            dummy.say(Items(first=0, entries=entries), [group.near[1].fileno(), group.near[0].fileno()])
+            dummy.say(
+                Items(first=0, entries=described(group.connections())), [group.near[1].fileno(), group.near[0].fileno()]
+            )
             abort, _ = dummy.hear()
             assert abort.code == "mismatch"
         assert taken.connections == []
     finally:
         reception.close()
+
+
+def test_what_can_not_be_described_in_a_batch_moves_all_the_same(tmp_path: Path, clients: Any, taken: Taken) -> None:
+    """A bare descriptor, beside sockets with names and states of their own, one of them with neither peer name nor port."""
+    reception = Reception(str(tmp_path / "moving"), 2, taken)
+    group = clients(3)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            mixed = [*group.connections(b"state "), Connection("unix", ours)]
+            assert moving.pack(mixed) is not None
+            assert give(reception.path, mixed) == 4
+            assert give(reception.path, [Connection("bare", group.near[0].fileno(), b"bytes"), *mixed[1:]]) == 4
+            came = taken.await_count(8)
+            assert [one.name for one in came] == ["c0", "c1", "c2", "unix", "bare", "c1", "c2", "unix"]
+            assert [one.state for one in came[:5]] == [b"state 0", b"state 1", b"state 2", b"", b"bytes"]
+            assert [one.target.family for one in came[2:4]] == [socket.AF_INET, socket.AF_UNIX]
+            for connection, far in zip(came, [*group.far, theirs, group.far[0]], strict=False):
+                answer(connection, far, b"hello")
+        finally:
+            reception.close()
 
 
 def test_an_application_that_fails_to_take_is_seen(
