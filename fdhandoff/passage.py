@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 from .connection import CountedSocket
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
     from .prefork import PreforkWorker
     from .service import Service
+
+
+# Connections that are under way together. Nobody answers them meanwhile, so it is not long.
+BATCH = 64
+# How long the next ones wait until those that came are attached to the loop, where that is busy.
+_ATTACHED_SECONDS = 1.0
 
 
 class Passage:
@@ -80,24 +87,38 @@ class Passage:
         except (OSError, EOFError):
             connection.close()  # the client hung up, or speaks no TLS
 
-    async def attach(self, sock: socket.socket) -> Any:
-        """Gives a connection to the server; returns its protocol. For a server with transports of its own, replace it."""
-        _, protocol = await self._loop.connect_accepted_socket(self._factory, sock, ssl=self._ssl)
+    async def attach(self, sock: socket.socket, state: bytes) -> Any:
+        """Gives a connection that has moved here to the server, with its state; returns its protocol. For a server with
+        transports of its own, replace it."""
+        protocol = self._factory()
+        await self._loop.connect_accepted_socket(lambda: _Arriving(self, protocol, state), sock)
         return protocol
 
     def _take(self, connections: Iterable[Connection]) -> None:
         """In the reception's thread: they are ours."""
+        attached = threading.Event()
         try:
-            self._loop.call_soon_threadsafe(self._welcome, connections)
+            self._loop.call_soon_threadsafe(self._welcome, connections, attached)
         except RuntimeError:  # the loop has ended: this process is about to
             for connection in connections:
                 connection.target.close()
+            return
+        attached.wait(_ATTACHED_SECONDS)  # then the next ones are not kept waiting here, but answered where they are
 
-    def _welcome(self, connections: Iterable[Connection]) -> None:
-        for connection in connections:
-            task = self._loop.create_task(self._arrive(connection))
-            self._arrivals.add(task)
-            task.add_done_callback(self._arrivals.discard)
+    def _welcome(self, connections: Iterable[Connection], attached: threading.Event) -> None:
+        tasks = {self._loop.create_task(self._arrive(connection)) for connection in connections}
+        self._arrivals |= tasks
+        left = len(tasks)
+
+        def done(task: asyncio.Task[None]) -> None:
+            nonlocal left
+            left -= 1
+            self._arrivals.discard(task)
+            if left == 0:
+                attached.set()
+
+        for task in tasks:
+            task.add_done_callback(done)
 
     async def _arrive(self, connection: Connection) -> None:
         sock: socket.socket = connection.target
@@ -106,13 +127,11 @@ class Passage:
         with contextlib.suppress(GateClosed):
             sock = CountedSocket(sock, self.service.gate)
         try:
-            protocol = await self.attach(sock)
+            protocol = await self.attach(sock, connection.state)
         except OSError:
             sock.close()
             return
         self.arrived += 1
-        if self._restore is not None:
-            self._restore(protocol, connection.state)
         if self.leaving:
             self.settled(protocol)
 
@@ -161,13 +180,16 @@ class Passage:
             return True
         if not self.service.has_heir:
             return False  # it comes yet
-        trying, self._ready_to_move = self._ready_to_move, set()
-        going = [(protocol, connection) for protocol in trying if (connection := self._packed(protocol)) is not None]
-        if going:
-            await self._give(going)
+        trying, self._ready_to_move = list(self._ready_to_move), set()
+        while trying:
+            now, trying = trying[:BATCH], trying[BATCH:]
+            going = [(protocol, connection) for protocol in now if (connection := self._packed(protocol)) is not None]
+            if going and not await self._give(going):
+                self._ready_to_move.update(trying)
         return not self._ready_to_move
 
-    async def _give(self, going: list[tuple[Any, Connection]]) -> None:
+    async def _give(self, going: list[tuple[Any, Connection]]) -> bool:
+        """Whether any of them was taken."""
         staying = connections = [connection for _, connection in going]
         try:
             staying = await self._loop.run_in_executor(None, self._departure.give, connections)
@@ -185,6 +207,7 @@ class Passage:
                     self._ready_to_move.add(protocol)
         if len(stays) < len(going):
             self._pauses.reset()
+        return len(stays) < len(going)
 
     def _packed(self, protocol: Any) -> Connection | None:
         """The connection to be given, by a descriptor of its own: the server's may be closed any time by a timer of its own."""
@@ -201,3 +224,19 @@ class Passage:
             return None
         transport.pause_reading()  # what comes from here on waits in the kernel for its new owner
         return Connection("connection", socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno())), state)
+
+
+class _Arriving(asyncio.Protocol):
+    """For the moment in which a connection is attached: whose protocol knows its state before it hears of the client's next
+    byte."""
+
+    def __init__(self, passage: Passage, protocol: Any, state: bytes) -> None:
+        self._passage = passage
+        self._protocol = protocol
+        self._state = state
+
+    def connection_made(self, transport: Any) -> None:
+        transport.set_protocol(self._protocol)
+        self._protocol.connection_made(transport)
+        if self._passage._restore is not None:
+            self._passage._restore(self._protocol, self._state)

@@ -415,8 +415,9 @@ class Service:
 
     def receive_connections(self, take: Callable[[Iterable[Connection]], object]) -> None:
         """Has ``take`` called, in a thread of its own, with connections that an older generation gives while it drains: each
-        with its socket as ``target`` and the ``state`` that was given with it, to be iterated over once. They are ours then, and counted by nobody until
-        ``take`` lets them enter the gate. Say it before ``ready()``."""
+        with its socket as ``target`` and the ``state`` that was given with it, to be iterated over once. They are ours then,
+        and counted by nobody until ``take`` lets them enter the gate. The next ones come when it has returned. Say it before
+        ``ready()``."""
         if self.state_word != STARTING:
             raise UpgradeError("receive_connections() comes before ready()", serving=OLD)
         self.crossing.take = take

@@ -2,7 +2,8 @@
 ``python -m fdhandoff.servers.uvicorn app:app …`` in place of ``uvicorn app:app …``, with uvicorn's own options.
 
 An idle connection moves to the new generation, a busy one between two of its requests: no client is told to reconnect. For TLS,
-and where nobody takes connections over, answers say ``Connection: close``. A websocket is closed with code 1012.
+and where nobody takes connections over, answers say ``Connection: close``. A websocket moves where its application keeps its
+state (``fdhandoff.websocket.Session``), and is closed with code 1012 otherwise.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..adapting import address_of, listeners_of, service_name, split
 from ..errors import HandoffError
 from ..passage import Passage
 from ..service import Service
+from ..websocket import Packed, travelling
 
 if TYPE_CHECKING:
     import socket
@@ -87,6 +89,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self.passage: Passage | None = None
+        self.websockets_ended = 0
         self._accepting: asyncio.Task[str] | None = None
 
     @contextlib.contextmanager
@@ -101,6 +104,9 @@ class Server(uvicorn.Server):
             sys.exit(_STARTUP_FAILURE)
         config = self.config
         protocol_class = _passing(config.http_protocol_class)
+        websocket_class: Any = config.ws_protocol_class
+        if websocket_class is not None:
+            websocket_class = config.ws_protocol_class = travelling(websocket_class)
 
         def factory() -> asyncio.Protocol:
             return protocol_class(  # type: ignore[no-any-return]
@@ -113,10 +119,13 @@ class Server(uvicorn.Server):
             factory,
             everyone=lambda: list(self.server_state.connections),
             movable=_movable,
+            restore=partial(_restore, websocket_class),
             announce=self._announce,
             ssl=config.ssl,
         )
         protocol_class.passage = self.passage
+        if websocket_class is not None:
+            websocket_class.settled = staticmethod(self.passage.settled)
         try:
             await self.service.ready_async()
         except BaseException:
@@ -139,9 +148,9 @@ class Server(uvicorn.Server):
         passage = self.passage
         assert passage is not None
         await passage.leave()
-        for connection in list(self.server_state.connections):
-            if not _is_http(connection):
-                connection.shutdown()  # a websocket: 1012, come again
+        for websocket in self._websockets():
+            if not websocket.may_move:
+                self._end(websocket)
         report = await self.service.drain_async()
         if self._accepting is not None:
             await self._accepting
@@ -151,12 +160,25 @@ class Server(uvicorn.Server):
                     connection.transport.abort()
             for task in list(self.server_state.tasks):
                 task.cancel()
-        self.service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
+        words = f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here"
+        if self.websockets_ended:
+            words += f", of which {self.websockets_ended} were websockets that could not move"
+        self.service.say(words)
         await super().shutdown()
 
     def _announce(self) -> None:
-        """From here on each answer says that its connection ends."""
+        """From here on each answer says that its connection ends, and so do the websockets."""
         self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        for websocket in self._websockets():
+            self._end(websocket)
+
+    def _websockets(self) -> list[Any]:
+        return [connection for connection in self.server_state.connections if not _is_http(connection)]
+
+    def _end(self, websocket: Any) -> None:
+        """1012: come again."""
+        self.websockets_ended += 1
+        websocket.shutdown()
 
 
 def _passing(base: Any) -> Any:
@@ -186,10 +208,31 @@ def _is_http(protocol: Any) -> bool:
     return hasattr(protocol, "in_message")
 
 
+def _restore(websocket_class: Any, protocol: Any, state: bytes) -> None:
+    """``state`` is what ``_movable`` said. A websocket begins as it did at first, with its request."""
+    if not state:
+        return
+    try:
+        if websocket_class is None:
+            raise ValueError("a websocket came, and this release has none")
+        websocket_class.arriving = Packed.decode(state)
+        protocol.data_received(websocket_class.arriving.head)
+        if websocket_class.arriving is not None:
+            raise ValueError("a websocket came, whose request begins none here")
+    except ValueError as error:
+        protocol.passage.service.say(f"{error}: it is closed")
+        protocol.transport.abort()
+    finally:
+        if websocket_class is not None:
+            websocket_class.arriving = None
+
+
 def _movable(protocol: Any) -> bytes | None:
-    """Nothing has to be said of a connection between two requests; any other stays."""
+    """Nothing has to be said of a connection between two requests, and of a websocket what its application keeps."""
     if not _is_http(protocol):
-        return None
+        return protocol.packed()  # type: ignore[no-any-return]
+    if protocol.transport.get_protocol() is not protocol:
+        return None  # a websocket by now
     cycle = protocol.cycle
     if cycle is not None and not cycle.response_complete:
         return None

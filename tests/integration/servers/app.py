@@ -1,5 +1,6 @@
 """An ASGI application whose answers name the generation: ``/slow/SECONDS``, ``/big``, ``/echo`` (length of the body), and
-``/die`` ends the process. Its lifespan takes its time where ``BOOT`` says so, or fails."""
+``/die`` ends the process. A websocket moves where its path is ``/keep``. Its lifespan takes its time where ``BOOT`` says so,
+or fails."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         return
     generation = scope["state"]["fdhandoff"].generation.number
     if scope["type"] == "websocket":
+        if scope["path"] == "/keep":
+            scope["extensions"]["fdhandoff.session"].keep(lambda: b"")
         await websocket(generation, receive, send)
         return
     asked.append(1)

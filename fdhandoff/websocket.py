@@ -1,0 +1,302 @@
+"""Websockets that move: what has to be known of one to go on with it in another process, and what the application says of it.
+
+The other process gets the request that the websocket began with, so that its server makes the same protocol, and the same call
+of the application, as here; the answer to it, which the client has had long ago, is swallowed. Behind that follow the bytes of
+a message of which only a part has come: half a frame, or some of its fragments. What the conversation is about only the
+application knows: it says so in a few bytes, and finds them there (``Session``).
+
+This is for server protocols that are given the request's head by ``data_received`` and run an ASGI application as
+``self.app(scope, receive, send)``, as uvicorn's are, whichever library reads the frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING
+
+from .listener import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any
+
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+#: Where an ASGI application finds its ``Session``: ``scope["extensions"][EXTENSION]``.
+EXTENSION = "fdhandoff.session"
+
+RESTART = 1012  # RFC 6455's registry: service restart
+_RESTART_FRAME = b"\x88\x02" + struct.pack("!H", RESTART)
+_HEAD_END = b"\r\n\r\n"
+_SIZES = struct.Struct(
+    "!BII"
+)  # format, sizes of the request's head and of the unfinished message; then these and the state
+_FORMAT = 1
+
+
+class Session:
+    """One websocket's conversation, for its application.
+
+    ``state``: what the application in the generation before said of it; ``None`` for a websocket that begins here. ``moved``:
+    it goes on in another generation, so what ``receive`` returns next (a ``websocket.disconnect`` with code 1012) is no end.
+    """
+
+    def __init__(self, state: bytes | None) -> None:
+        self.state = state
+        self.moved = False
+        self.save: Callable[[], bytes | None] | None = None
+
+    def keep(self, save: Callable[[], bytes | None]) -> None:
+        """From here on this websocket moves with an upgrade, unless ``save()`` returns ``None``: the bytes that it returns are
+        ``state`` over there. It is called in the event loop, when the application waits in ``receive`` and has had every
+        message that came whole."""
+        self.save = save
+
+
+class Incoming:
+    """The client's frames, looked at only for where they end. ``rest`` are the bytes of the message that is not whole yet,
+    ``messages`` counts those that are, ``closing``: the client has begun to close."""
+
+    def __init__(self) -> None:
+        self.rest = bytearray()
+        self.messages = 0
+        self.closing = False
+        self._fragments = 0  # of rest: whole frames of the unfinished message
+
+    def feed(self, data: bytes) -> None:
+        rest = self.rest
+        rest += data
+        while (end := _frame_end(rest, self._fragments)) is not None:
+            first = rest[self._fragments]
+            if first & 0x08:  # a control frame, between two fragments perhaps: it has been heard
+                self.closing = self.closing or first & 0x0F == 0x08
+                del rest[self._fragments : end]
+            elif first & 0x80:
+                self.messages += 1
+                del rest[:end]
+                self._fragments = 0
+            else:
+                self._fragments = end
+
+
+def _frame_end(data: bytearray, at: int) -> int | None:
+    """Where the frame that begins at ``at`` ends; ``None`` while that is not known, or not all of it is there."""
+    if len(data) < at + 2:
+        return None
+    size, masked = data[at + 1] & 0x7F, data[at + 1] & 0x80
+    head = at + 2
+    if size >= 126:
+        width = 2 if size == 126 else 8
+        if len(data) < head + width:
+            return None
+        size = int.from_bytes(data[head : head + width], "big")
+        head += width
+    end = head + (4 if masked else 0) + size
+    return end if len(data) >= end else None
+
+
+class Outgoing:
+    """A transport, as its protocol sees it: the answer to the request is looked at, and swallowed where the client has had it;
+    nothing is written while the connection is on its way."""
+
+    def __init__(self, transport: Any, owner: Any, *, resumed: bool) -> None:
+        self._transport = transport
+        self._owner = owner
+        self._head = bytearray()
+        self._resumed = resumed
+        self._held: list[bytes] | None = None
+        self.answered = False
+        self.accepted = False
+        self.compressed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._held is not None:
+            self._held.append(bytes(data))
+        elif self.answered:
+            self._transport.write(data)
+        else:
+            self._answer(data)
+
+    def writelines(self, parts: Any) -> None:
+        self.write(b"".join(parts))
+
+    def _answer(self, data: bytes) -> None:
+        self._head += data
+        if not self._resumed:
+            self._transport.write(data)
+        head, end, behind = self._head.partition(_HEAD_END)
+        if not end:
+            return
+        self._head.clear()
+        self.answered = True
+        self.accepted = head.split(b" ", 2)[1:2] == [b"101"]
+        self.compressed = b"\r\nsec-websocket-extensions:" in head.lower()
+        if not self._resumed:
+            return
+        if self.accepted and not self.compressed:
+            if behind:
+                self._transport.write(bytes(behind))
+            self._owner.resume()
+        else:  # it was accepted once: what is said now would make no sense to the client
+            self._transport.write(_RESTART_FRAME)
+            self._transport.close()
+
+    # --- on its way -------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        self._held = []
+
+    def resume_reading(self) -> None:
+        held, self._held = self._held, None
+        self._transport.resume_reading()
+        if held is not None:  # nobody took it
+            for data in held:
+                self._transport.write(data)
+            self._owner.stays()
+
+    def abort(self) -> None:
+        if self._held is not None:
+            self._owner.leaves()
+        self._transport.abort()
+
+
+class Packed:
+    """What the next process is told: the request's ``head``, the ``rest`` of an unfinished message, the application's
+    ``state``."""
+
+    def __init__(self, head: bytes, rest: bytes, state: bytes) -> None:
+        self.head = head
+        self.rest = rest
+        self.state = state
+
+    def encode(self) -> bytes | None:
+        """``None`` where it is more than a connection's state may be."""
+        data = _SIZES.pack(_FORMAT, len(self.head), len(self.rest)) + self.head + self.rest + self.state
+        return data if len(data) <= Connection.STATE_MAX else None
+
+    @classmethod
+    def decode(cls, data: bytes) -> Packed:
+        """``ValueError`` where it is none."""
+        if len(data) < _SIZES.size:
+            raise ValueError("a websocket's state is cut off")
+        form, head, rest = _SIZES.unpack_from(data)
+        at = _SIZES.size
+        if form != _FORMAT or len(data) < at + head + rest:
+            raise ValueError(f"a websocket's state has the unknown format {form}, or is cut off")
+        return cls(data[at : at + head], data[at + head : at + head + rest], data[at + head + rest :])
+
+
+def travelling(base: Any) -> Any:
+    """``base``, a server's protocol for websockets, that can move. The class's ``settled(protocol)`` is called when one may
+    have come to rest; its ``arriving`` is what the next one that is made goes on with."""
+
+    class Travelling(base):  # type: ignore[misc]
+        app: Any
+        settled: Callable[[Any], object] = staticmethod(lambda _: None)
+        arriving: Packed | None = None
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self._resumed, type(self).arriving = type(self).arriving, None
+            self._late = bytearray(self._resumed.rest) if self._resumed is not None else None
+            self._request = b""
+            self._incoming = Incoming()
+            self._delivered = 0
+            self._waits = False
+            self._verdict: asyncio.Future[None] | None = None
+            self.session = Session(None if self._resumed is None else self._resumed.state)
+            self._application: Any = self.app
+            self.app = self._run_application
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(Outgoing(transport, self, resumed=self._resumed is not None))
+
+        def data_received(self, data: bytes) -> None:
+            if not self._request:
+                self._request, end, data = data.partition(_HEAD_END)
+                self._request += end
+                super().data_received(self._request)
+                if not data:
+                    return
+            if self._late is not None:
+                self._late += data  # behind what came before: the application has not accepted yet
+                return
+            self._incoming.feed(data)
+            super().data_received(data)
+
+        def resume(self) -> None:
+            """The application has accepted: the client goes on."""
+            asyncio.get_running_loop().call_soon(self._catch_up)
+
+        def _catch_up(self) -> None:
+            data, self._late = self._late, None
+            if data and not self.transport.is_closing():
+                self.data_received(bytes(data))
+
+        async def _run_application(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+            session = self.session
+
+            async def receiving() -> dict[str, Any]:
+                self._waits = True
+                if session.save is not None:
+                    self.settled(self)
+                try:
+                    message = await receive()
+                finally:
+                    self._waits = False
+                if message["type"] == "websocket.receive":
+                    self._delivered += 1
+                if session.moved:
+                    return {"type": "websocket.disconnect", "code": RESTART, "reason": "moved"}
+                return message
+
+            async def sending(message: dict[str, Any]) -> None:
+                while self._verdict is not None:
+                    await asyncio.shield(self._verdict)
+                await send(message)
+
+            extensions = {**(scope.get("extensions") or {}), EXTENSION: session}
+            await self._application({**scope, "extensions": extensions}, receiving, sending)
+
+        def packed(self) -> bytes | None:
+            """What the next process must know; ``None`` where it can't move now."""
+            outgoing, incoming = self.transport, self._incoming
+            if self.session.save is None or not self._waits or self._late is not None:
+                return None
+            if not outgoing.accepted or outgoing.compressed or incoming.closing:
+                return None
+            if incoming.messages != self._delivered:
+                return None
+            state = self.session.save()
+            if state is None:
+                return None
+            data = Packed(self._request, bytes(incoming.rest), state).encode()
+            if data is not None:
+                outgoing.hold()
+                self._verdict = asyncio.get_running_loop().create_future()
+            return data
+
+        @property
+        def may_move(self) -> bool:
+            """Whether it will, as soon as it comes to rest."""
+            return self.session.save is not None and not (self.transport.answered and self.transport.compressed)
+
+        def stays(self) -> None:
+            self._decided()
+
+        def leaves(self) -> None:
+            self.session.moved = True
+            self._decided()
+
+        def _decided(self) -> None:
+            verdict, self._verdict = self._verdict, None
+            if verdict is not None:
+                verdict.set_result(None)
+
+    Travelling.__name__ = Travelling.__qualname__ = base.__name__
+    return Travelling
