@@ -87,11 +87,12 @@ class Passage:
         except (OSError, EOFError):
             connection.close()  # the client hung up, or speaks no TLS
 
-    async def attach(self, sock: socket.socket, state: bytes) -> Any:
-        """Gives a connection that has moved here to the server, with its state; returns its protocol. For a server with
+    async def attach(self, sock: socket.socket, state: bytes | None = None) -> Any:
+        """Gives a connection to the server, with its state if it has moved here; returns its protocol. For a server with
         transports of its own, replace it."""
         protocol = self._factory()
-        await self._loop.connect_accepted_socket(lambda: _Arriving(self, protocol, state), sock)
+        made = protocol if state is None else _Arriving(self, protocol, state)
+        await self._loop.connect_accepted_socket(lambda: made, sock, ssl=self._ssl)
         return protocol
 
     def _take(self, connections: Iterable[Connection]) -> None:

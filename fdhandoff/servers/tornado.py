@@ -123,7 +123,7 @@ class _Passage(Passage):
         super().__init__(service, made_by, everyone=server.streams, movable=_movable, ssl=ssl)
         self._server = server
 
-    async def attach(self, sock: socket.socket, state: bytes) -> Any:  # noqa: ARG002 - it moves between two requests only
+    async def attach(self, sock: socket.socket, state: bytes | None = None) -> Any:  # noqa: ARG002 - it has none
         server, address = self._server, sock.getpeername()
         if server.ssl_options is not None:
             server._handle_connection(sock, address)  # TLS is tornado's
