@@ -72,7 +72,7 @@ class PreforkWorker:
 
     # --- as Service -------------------------------------------------------------------------------------------
 
-    def receive_connections(self, take: Callable[[list[Connection]], object]) -> None:
+    def receive_connections(self, take: Callable[[Iterable[Connection]], object]) -> None:
         self.crossing.take = take
 
     async def ready_async(self) -> None:
