@@ -7,12 +7,22 @@ protocol is asked by ``leave``.
 
 from __future__ import annotations
 
+import os
 import signal
 import weakref
 from typing import TYPE_CHECKING
 
+from ..accept import Acceptor
+from ..adapting import listeners_of, service_name
+from ..service import REOPEN_SECONDS, Service
+from ..system.native import FDH_CLOSED, FDH_FULL, FDH_PAUSE
+
+# Twisted's endpoints take what tells of inherited listeners out of the environment as soon as they are imported, by whomever.
+_TELLING = ("LISTEN_FDS", "LISTEN_PID")
+_told = {name: os.environ[name] for name in _TELLING if name in os.environ}
+
 try:
-    from twisted.internet import tcp, unix
+    from twisted.internet import endpoints, tcp, unix
     from twisted.internet.abstract import FileDescriptor
     from twisted.internet.threads import deferToThreadPool
     from twisted.python import log
@@ -21,15 +31,14 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs Twisted: pip install 'twisted>=24.7' ({error})") from None
 
-from ..accept import Acceptor
-from ..adapting import listeners_of, service_name
-from ..service import REOPEN_SECONDS, Service
-from ..system.native import FDH_CLOSED, FDH_FULL, FDH_PAUSE
-
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
     from typing import Any
+
+if "LISTEN_FDS" not in _told and (_taken := endpoints._SystemdParser._sddaemon.inheritedDescriptors()):
+    _told = {"LISTEN_FDS": str(len(_taken)), "LISTEN_PID": str(os.getpid())}  # it was imported before us
+os.environ.update(_told)
 
 _serving: weakref.WeakKeyDictionary[Service, Serving] = weakref.WeakKeyDictionary()
 

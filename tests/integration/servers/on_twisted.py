@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from twisted.internet import reactor
+from twisted.internet import endpoints, reactor  # noqa: F401 - endpoints take the inherited listeners for themselves
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 

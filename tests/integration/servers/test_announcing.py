@@ -21,6 +21,7 @@ UPGRADES = 2
 
 WSGI = "tests.integration.servers.wsgi:app"
 _GUNICORN = ["gunicorn", WSGI, "--bind", "127.0.0.1:{port}", "--worker-class"]
+ASGI = "tests.integration.servers.app:app"
 
 #: What is asked for to be there, and the program: a script that takes a port and a handoff path, or a module of the package's
 #: servers with its options, where ``{port}`` stands for the port.
@@ -29,6 +30,7 @@ PROGRAMS = {
     "gunicorn gthread": ("gunicorn", [*_GUNICORN, "gthread", "--threads", "8"]),
     "gunicorn asgi": ("gunicorn", [word.replace("wsgi", "app") for word in _GUNICORN] + ["asgi"]),
     "twisted": ("twisted", ["on_twisted.py"]),
+    "daphne": ("daphne", ["daphne", "-v", "0", "-b", "127.0.0.1", "-p", "{port}", ASGI]),
 }
 
 
@@ -137,3 +139,25 @@ def inside(folder: Path, count: int) -> None:
         return status(folder / "h.sock")["generations"][0]["active"] == count
 
     wait_for(seen, f"{count} to be inside")
+
+
+def test_a_websocket_of_daphne_is_told_to_come_again(tmp_path: Path) -> None:
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync import client as websockets
+
+    port = free_port()
+    old = Server("daphne", tmp_path, port)
+    with stopping(old):
+        old.serves(1)
+        with websockets.connect(f"ws://127.0.0.1:{port}/") as chat:
+            chat.send("hello")
+            assert chat.recv() == "1 hello"
+            new = Server("daphne", tmp_path, port)
+            with stopping(new):
+                new.serves(2)
+                with pytest.raises(ConnectionClosed) as closed:
+                    chat.recv(timeout=20)
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 1012
+                assert old.ends() == 0, old.text()
+                assert "cut at the deadline" not in old.text()

@@ -48,7 +48,7 @@ def test_a_listener_that_blocks_is_no_trap(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(True)
         fd = listener.fileno()
-        inheriting = ("sh", "-c", 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"', "sh")
+        inheriting = ("sh", "-c", 'LISTEN_FDS=1 LISTEN_FDNAMES=http LISTEN_PID=$$ exec "$@"', "sh")
         server = Program(
             "on_twisted.py", 0, tmp_path / "h.sock", inheriting, preexec_fn=lambda: os.dup2(fd, 3), close_fds=False
         )
