@@ -24,6 +24,7 @@ VERBS = {
     "upgrade": "replace a running service by its next release",
     "deploy": "start a service where it isn't running, and upgrade it where it is",
     "rollback": "go back to the generation before",
+    "releases": "list what releases there are, and what became of each",
     "drain": "end a service when nobody is connected to it any more",
     "stop": "end a service in good order",
     "hurry": "end at once what drains",

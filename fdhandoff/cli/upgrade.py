@@ -28,6 +28,7 @@ examples:
   fdhandoff-cli upgrade --name app --wait served
   fdhandoff-cli upgrade --pid 4711 --canary 5%:60s,50%:60s
   fdhandoff-cli upgrade --name app --dry-run
+  fdhandoff-cli upgrade --name app --to 2.4.1
   fdhandoff-cli upgrade --name app --abort
   fdhandoff-cli upgrade --name app --master
 
@@ -64,6 +65,9 @@ def arguments(parser: Parser) -> None:
         help="another canary than the configured one, or none, this time; as in --canary 5%%:60s,50%%:60s",
     )  # fmt: skip
     add_release(parser)
+    parser.add_argument(
+        "--to", metavar="TAG", help="one of the releases that `releases` lists, whatever became of it; as in --to 2.4.1"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--wait", choices=(SERVED, FINAL), default=FINAL, help="until it serves, or to the end of probation (final)"
@@ -122,6 +126,8 @@ def _question(options: Namespace) -> dict[str, Any]:
     body: dict[str, Any] = {"wait": False if options.no_wait else options.wait}
     if options.canary is not None:
         body["canary"] = "" if options.canary == "none" else options.canary
+    if options.to is not None:
+        body["to"] = options.to
     if options.dry_run:
         body["dry_run"] = True
     release = release_named(options.release)

@@ -10,17 +10,24 @@ import sys
 
 from ..deadline import parse_duration
 from ..system.access import find_account, parse_group, parse_mode, parse_user
+from ..system.paths import state_directory
 from ..system.sockets import parse_bind
 from .conventions import CONVENTIONS, NGINX
 from .options import (
     ALWAYS,
+    AT_ONCE,
     AUTO,
     KERNEL,
     NEVER,
+    NEXT,
+    ON_REQUEST,
+    RELEASE,
     SHARED,
     Options,
+    Window,
     assignments,
     forbid_canary,
+    origin_of,
     parse_canary,
     parse_limit,
     parse_memory,
@@ -81,6 +88,26 @@ def _lifetime(text: str) -> float:
     if not seconds:
         raise ValueError("a worker that lives for no time serves nobody")
     return seconds
+
+
+def _interval(text: str) -> float:
+    seconds = parse_duration(text)
+    if not seconds:
+        raise ValueError("it would be over before it begins")
+    return seconds
+
+
+def _size(text: str) -> int:
+    if ":" in text:
+        raise ValueError(f"{text!r} is no size: say 200M")
+    return parse_memory(text).size
+
+
+def _source(text: str) -> str:
+    word, colon, where = text.partition(":")
+    if not colon or not where or not word.replace("-", "").isalnum():
+        raise ValueError(f"{text!r} is no source: say file:PATH, symlink:PATH, or another one's name and a colon")
+    return text
 
 
 def _user(text: str) -> str:
@@ -208,6 +235,29 @@ SETTINGS = [
     Setting("restart-every", parse_duration, "DURATION", "never", "24h", "upgrade so long after the last upgrade, unasked"),
     Setting("release", parse_release, "TEXT", "none", "link:/srv/app/current",
             "what a release is called, which status shows: a text, or link:PATH for where a symbolic link leads to"),
+    Setting("watch", _source, "SOURCE", "none", "symlink:/srv/app/current",
+            "where new releases appear, to which the service then moves by itself; {release} in the command is where one lies"),
+    Setting("every", _interval, "DURATION", "30s", "5m", "how often --watch looks there"),
+    Setting("jitter", parse_duration, "DURATION", "0s", "10s",
+            "at most so much later, by chance: a fleet does not look all at once"),
+    Setting("once", _truth, "", "again and again", "true", "let --watch look once after the start, and then only when asked to",
+            flag=True),
+    Setting("window", Window, "HOURS", "always", "Mon-Fri 02:00-04:00",
+            "when --watch may begin upgrades, in local time; fetched is at any time"),
+    Setting("watch-mode", one_of(AT_ONCE, NEXT, ON_REQUEST), "WHAT", AT_ONCE, NEXT,
+            "what becomes of a new release: upgrade to it; next: wait for the next upgrade; fetch: wait for one that names it"),
+    Setting("watch-required", _truth, "", "the last good release will do", "true",
+            "do not start before the source has been looked at", flag=True),
+    Setting("releases", _text, "DIRECTORY", "NAME in the state directory", "/var/lib/app",
+            "where fetched releases and their history lie"),
+    Setting("keep-releases", _number, "N", "5", "10", "how many releases are remembered, and their files kept"),
+    Setting("verify", _text, "HOW", "none", "checksum",
+            "how what comes from another machine is verified before anything of it runs"),
+    Setting("insecure-skip-verify", _truth, "", "it must be verified", "true",
+            "run what comes from another machine unverified", attribute="unverified", flag=True),
+    Setting("fetch-timeout", _interval, "DURATION", "10m", "1h", "how long one look, with all that it fetches, may take"),
+    Setting("fetch-max", _size, "SIZE", "1G", "200M", "how large a release may be, as it comes and again unpacked",
+            attribute="fetch_max"),
     Setting("worker-lifetime", _lifetime, "DURATION", "for ever", "6h",
             "replace each worker when it has lived about so long, one at a time, its successor first"),
     Setting("worker-memory", parse_memory, "SIZE[:EVERY]", "none", "512M",
@@ -258,7 +308,7 @@ _BY_NAME = {setting.name: setting for setting in [*SETTINGS, *ADOPTION]}
 _FIXED = (
     "name", "path", "switch", "takeover", "source", "adopt", "old_signal", "kill_old",
     "max_draining", "ready_fd", "health", "health_file", "socket_mode", "socket_group", "allow_uids",
-    "pidfile", "log",
+    "pidfile", "log", "watch", "releases",
 )  # fmt: skip
 
 
@@ -295,10 +345,14 @@ class Configuration:
             options = options.replaced({name: getattr(self._first, name) for name in _FIXED})
         else:
             options.name = values.get("name") or os.path.basename(command[0])
+            if options.name == RELEASE:
+                raise ValueError(f"{RELEASE} is another name for each release: say --name")
             options.path = values.get("path") or self._default_path(options.name)
             # As they are meant here, wherever we are later.
             options.pidfile = os.path.abspath(options.pidfile) if options.pidfile else ""
             options.log = os.path.abspath(options.log) if options.log else ""
+            if options.watch:
+                options.releases = os.path.abspath(options.releases or state_directory(options.name, os.environ))
         _check(options)
         self._recognise(options)
         if self._first is None:
@@ -351,17 +405,30 @@ def _check(options: Options) -> None:
                     f"nginx knows a listener by its address, and {spec} has another one in each generation: "
                     "say --switch shared, or a TCP address"
                 )
-    if options.env_file:
+    if options.watch:
+        _check_watch(options)
+    if options.env_file and RELEASE not in options.env_file:
         read_env_file(options.env_file)
     if options.release:
         release_of(options.release)
     if options.chroot and not os.path.isdir(options.chroot):
         raise ValueError(f"the root directory {options.chroot} does not exist")
-    if options.directory and not os.path.isdir(options.chroot + options.directory):
+    if options.directory and RELEASE not in options.directory and not os.path.isdir(options.chroot + options.directory):
         raise ValueError(f"the working directory {options.chroot}{options.directory} does not exist")
     account = find_account(options.user, options.group)
     if (account is not None or options.chroot) and os.geteuid() != 0:
         raise ValueError("--user, --group and --chroot take root: start the master as root, or leave them out")
+
+
+def _check_watch(options: Options) -> None:
+    if options.chroot:
+        raise ValueError("--watch and --chroot do not go together: the releases lie outside")
+    if options.release:
+        raise ValueError("with --watch it is the source that says what a release is called: leave out --release")
+    places = [*options.command, options.directory, options.env_file, *options.env]
+    origin = origin_of(options.watch) or RELEASE
+    if not any(RELEASE in text or origin in text for text in places) and not options.watch.startswith("symlink:"):
+        raise ValueError(f"the command would be the same for each release: say {RELEASE} where the release is meant")
 
 
 # --- the file -----------------------------------------------------------------------------------------------

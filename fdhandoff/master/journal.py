@@ -53,6 +53,12 @@ def read(path: str) -> dict[str, Any] | None:
 
     ``ValueError`` says what makes no sense in it; ``HandoffError`` why it can't be believed or read.
     """
+    data = read_whole(path)
+    return None if data is None else decode(data)
+
+
+def read_whole(path: str) -> bytes | None:
+    """The same, as bytes."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -65,7 +71,7 @@ def read(path: str) -> dict[str, Any] | None:
         status = os.fstat(fd)
         if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
             raise HandoffError(f"the journal {path} can be written by others: it is not believed; remove it")
-        return decode(file.read())
+        return file.read()
 
 
 def decode(data: bytes) -> dict[str, Any]:

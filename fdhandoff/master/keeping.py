@@ -93,6 +93,8 @@ async def roll_back(master: Master, reason: str) -> None:
         "last_lines": [],
     }
     master.say(f"{reason}: {old} serves again instead of {bad}")
+    if master.watcher is not None:
+        master.watcher.went_back(bad, reason)
     master.changed()
     master.plan_recycling()
     master.retire_now(bad)

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .options import CanaryStep, Options
     from .recycling import Recycler
     from .taking import Taking
+    from .watching import Release, Watcher
 
 _HISTORY = 10
 _REAP_SECONDS = 30.0
@@ -106,6 +107,7 @@ class Master:
         self._next_restart: Timer | None = None
         self.recycler: Recycler | None = None  # once it is wanted
         self.recycled = 0
+        self.watcher: Watcher | None = None  # of where new releases appear
         self.upgrades = 0
         self.failures = 0
         self._stops = StopRequests()
@@ -146,6 +148,10 @@ class Master:
         self.announcer.begin(self.options.ready_fd if state is None else -1)
         locked = self._claim_pidfile()
         become_subreaper()
+        if self.options.watch:
+            from .watching import Watcher  # late: most services are told
+
+            self.watcher = Watcher(self)
         if self.options.path is not None:
             self._listen_to_operators()
         if state is not None:
@@ -290,6 +296,8 @@ class Master:
         self.spawn(serve_stranded(self))
         self.giver.offer()
         self.announcer.ready()
+        if self.watcher is not None:
+            self.watcher.serve(self.current)
         if state is not None:
             resume.answer(state, {"state": self.state, "version": __version__})
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -299,6 +307,8 @@ class Master:
             signal.signal(number, handler)
         if self._ear is not None:
             self.loop.forget(self._ear.fileno())
+        if self.watcher is not None:
+            self.watcher.close()
         # First, so that what follows has descriptors, if it was for want of them that nothing could be started.
         self.giver.close()
         self.store.close()
@@ -347,6 +357,14 @@ class Master:
 
     async def _begin(self) -> None:
         """The first generation: if it can't serve, its exit status is ours."""
+        if self.watcher is not None:
+            try:
+                self.options = await self.watcher.begin()
+            except (HandoffError, OSError, ValueError) as error:
+                self._refuse_to_start(sentence(error), 125)
+                return
+            if self.state != STARTING:
+                return  # told to stop meanwhile
         self._remark(self.options)
         run = self._new_run(self.options, self.outlets, self.store.fullest(self.outlets))
         self.current = run
@@ -362,13 +380,12 @@ class Master:
         except (HandoffError, OSError, ValueError) as error:
             how = "could not be started" if self.taking is None else "does not serve"
             why = f"{run} {how}: {sentence(error)}"
-            self.say(why)
-            self.announcer.failed(why)
-            self.ending.exit_status = _status_of(run, error)
+            if self.watcher is not None and self.state == STARTING:
+                self.watcher.did_not_start(run, sentence(error))
             run.kill()
             await run.ended
             self.end_strays(run)
-            self.loop.stop()
+            self._refuse_to_start(why, _status_of(run, error))
             return
         if self.state != STARTING:
             return  # told to stop meanwhile
@@ -384,6 +401,14 @@ class Master:
         self._take_pidfile()
         self.announcer.ready()
         self._upgrade_if_wanted()
+        if self.watcher is not None:
+            self.watcher.serve(run)
+
+    def _refuse_to_start(self, why: str, status: int) -> None:
+        self.say(why)
+        self.announcer.failed(why)
+        self.ending.exit_status = status
+        self.loop.stop()
 
     def gave_back(self, run: Run) -> None:
         """Whom we had taken the service from has it again, as our first generation died."""
@@ -468,6 +493,11 @@ class Master:
                 self.say(f"the journal {path} is written again")
             self._journal_fails = False
 
+    def configured(self, release: Release | None = None) -> Options:
+        """As the configuration is now: for a generation of ``release``, where releases are watched for."""
+        options = self.configure()
+        return options if self.watcher is None else self.watcher.pinned(options, release)
+
     # --- upgrade --------------------------------------------------------------------------------------------
 
     def refusal(self) -> str:
@@ -497,15 +527,16 @@ class Master:
         asked: str = "",
         canary: list[CanaryStep] | None = None,
         release: str = "",
+        to: Release | None = None,
     ) -> Task[None]:
         """Begins one, or raises why not. ``asked``: by whom, or why; ``canary`` and ``release`` instead of the configured ones,
-        this time."""
+        this time; ``to``: one of those that are watched for."""
         refusal = self.refusal()
         if refusal and self.rollout is not None:
             raise InProgress(refusal)
         if refusal or self.current is None:
             raise UpgradeError(refusal, serving=OLD)
-        options = self.configure()
+        options = self.configured(to)
         if canary is not None:
             forbid_canary(canary, options)
         change = Change(self, options.binds)
@@ -528,15 +559,19 @@ class Master:
         if watcher is not None:
             rollout.watchers.append(watcher)
         self.rollout = rollout
+        if self.watcher is not None:
+            self.watcher.trying(new)
         self.announcer.reloading()
         self.say(f"upgrade from {rollout.old} to {new} begins: {asked}")
         return self.spawn(self._upgrade(rollout, change, before))
 
     async def _upgrade(self, rollout: Rollout, change: Change, before: Options) -> None:
         self.upgrades += 1
+        failure: BaseException | None = None
         try:
             await rollout.run()
         except BaseException as error:
+            failure = error
             change.undo()
             self.options = before
             if isinstance(error, (HandoffError, OSError, ValueError)):
@@ -550,6 +585,8 @@ class Master:
         finally:
             self.last_upgrade = rollout.summary()
             self.rollout = None
+            if self.watcher is not None:
+                self.watcher.decided(rollout, failure)
             self.announcer.reloaded()
             self.changed()
             self._plan_restart()

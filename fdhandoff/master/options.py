@@ -10,6 +10,7 @@ from ..system.sockets import parse_bind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import time
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
@@ -18,6 +19,9 @@ SHARED = "shared"
 
 # From whom a service is taken over at the start: from anybody but another master, from anybody, from nobody.
 AUTO, ALWAYS, NEVER = "auto", "always", "never"
+
+# What becomes of a new release that is there: the service moves to it; the next upgrade does; one that names it does.
+AT_ONCE, NEXT, ON_REQUEST = "upgrade", "next", "fetch"
 
 READY_KINDS = ("accept", "notify", "http", "command", "delay")
 
@@ -94,6 +98,48 @@ def parse_memory(text: str) -> MemoryLimit:
     if not seconds:
         raise ValueError(f"{text!r} would be looked at all the time: say 512M:10s")
     return MemoryLimit(int(float(digits) * _UNITS[unit]), seconds)
+
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_DAY = 24 * 60
+
+
+class Window:
+    """When upgrades may begin by themselves, local time: ``Mon-Fri 02:00-04:00``, several separated by commas; one that passes
+    midnight belongs to the day on which it begins. ``ValueError`` with what is wrong."""
+
+    __slots__ = ("_spans", "_text")
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._spans: list[tuple[int, int, int]] = []
+        for part in text.split(","):
+            words = part.split()
+            try:
+                days, hours = ("Mon-Sun", *words) if len(words) == 1 else words
+                (begin, end), week = (
+                    map(_minute, hours.split("-")),
+                    [_DAYS.index(day) for day in days.lower().split("-")],
+                )
+            except ValueError:
+                raise ValueError(f"{part.strip()!r} is no window: say 02:00-04:00, or Mon-Fri 02:00-04:00") from None
+            first, last = week[0], week[-1]
+            for day in range(first, last + 1 if last >= first else last + 8):
+                self._spans.append((day % 7, begin, end if end > begin else end + _DAY))
+
+    def __str__(self) -> str:
+        return self._text
+
+    def is_open(self, now: time.struct_time) -> bool:
+        minute = now.tm_hour * 60 + now.tm_min
+        return any(begin <= minute + _DAY * ((now.tm_wday - day) % 7) < end for day, begin, end in self._spans)
+
+
+def _minute(text: str) -> int:
+    hour, colon, minute = text.partition(":")
+    if not (colon and hour.isdigit() and minute.isdigit() and int(hour) <= 24 and int(minute) < 60):
+        raise ValueError(text)
+    return int(hour) * 60 + int(minute)
 
 
 class Readiness:
@@ -193,11 +239,16 @@ class Options:
         "drain_signal",
         "env",
         "env_file",
+        "every",
+        "fetch_max",
+        "fetch_timeout",
         "grace",
         "group",
         "health",
         "health_file",
+        "jitter",
         "keep_old",
+        "keep_releases",
         "kill_after",
         "kill_old",
         "last_lines",
@@ -207,8 +258,10 @@ class Options:
         "name",
         "no_new_privileges",
         "old_signal",
+        "once",
         "path",
         "pidfile",
+        "place",
         "post_switch",
         "pre_start",
         "pre_stop_delay",
@@ -218,6 +271,7 @@ class Options:
         "ready_fd",
         "ready_timeout",
         "release",
+        "releases",
         "remarks",
         "restart_every",
         "server",
@@ -228,8 +282,14 @@ class Options:
         "switch",
         "takeover",
         "umask",
+        "unverified",
         "user",
+        "verify",
+        "watch",
+        "watch_mode",
+        "watch_required",
         "watchdog",
+        "window",
         "worker_lifetime",
         "worker_memory",
         "workers",
@@ -263,6 +323,20 @@ class Options:
         self.drain_signal = ""
         self.death_signal = ""
         self.release = ""
+        self.watch = ""
+        self.every = 30.0
+        self.jitter = 0.0
+        self.window: Window | None = None
+        self.once = False
+        self.watch_mode = AT_ONCE
+        self.watch_required = False
+        self.releases = ""
+        self.keep_releases = 5
+        self.verify = ""
+        self.unverified = False
+        self.fetch_timeout = 600.0
+        self.fetch_max = 1 << 30
+        self.place = ""  # of the release, for the options of one generation
         self.max_draining = 3
         self.env: list[str] = []
         self.env_file = ""
@@ -327,6 +401,40 @@ def release_of(text: str) -> str:
             f"the release is to be read from {path}, which is no symbolic link ({error.strerror})"
         ) from None
     return parse_release(os.path.basename(target) or target)
+
+
+RELEASE = "{release}"
+
+
+def origin_of(watch: str) -> str:
+    """The path that a source on this machine watches: in a command it stands for the release. Empty for others."""
+    word, _, path = watch.partition(":")
+    return os.path.abspath(path) if word in ("file", "symlink") else ""
+
+
+def for_release(options: Options, tag: str, place: str, origin: str) -> Options:
+    """A generation's own options: what says ``{release}``, or begins with the path ``origin``, leads to ``place`` from its
+    first process to its last, whatever the source has meanwhile."""
+
+    def put(text: str) -> str:
+        text = text.replace(RELEASE, place)
+        inside = origin and (text == origin or text.startswith(f"{origin}/"))
+        return place + text[len(origin) :] if inside else text
+
+    ready = options.ready
+    return options.replaced(
+        {
+            "command": [put(word) for word in options.command],
+            "env": ["=".join((name, put(value))) for name, _, value in (text.partition("=") for text in options.env)],
+            "ready": Readiness(ready.kind, put(ready.argument)) if ready.kind == "command" else ready,
+            **{
+                name: put(getattr(options, name))
+                for name in ("directory", "env_file", "check", "pre_start", "post_switch")
+            },
+            "release": tag,
+            "place": place,
+        }
+    )
 
 
 def settings_in(path: str) -> bytes:

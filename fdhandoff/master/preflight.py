@@ -41,7 +41,7 @@ async def _look(master: Master, note: Any) -> None:
     refusal = master.refusal()
     note("room", refusal or "a generation can be started", not refusal)
     try:
-        options = master.configure()
+        options = master.configured()
     except (HandoffError, OSError, ValueError) as error:
         note("configuration", sentence(error), False)
         return

@@ -40,6 +40,7 @@ def status(master: Master) -> dict[str, Any]:
         ],
         "generations": [*master.history, *(describe(master, run) for run in master.runs)],
         "last_upgrade": master.rollout.summary() if master.rollout is not None else master.last_upgrade,
+        "releases": master.watcher.status() if master.watcher is not None else None,
         "warnings": [master.shortage] if master.shortage else [],
         "counters": {
             "upgrades": master.upgrades,

@@ -24,7 +24,7 @@ from ..system.sockets import parse_bind
 from ..system.switch import Group
 from . import journal
 from .keeping import KEPT
-from .options import KERNEL
+from .options import KERNEL, for_release, origin_of
 from .outlet import BOUND, RENAME, Outlet
 from .outlets import KernelOutlet, reopen_outlet, spread
 from .renaming import private_name
@@ -95,6 +95,7 @@ def snapshot(master: Master) -> dict[str, Any]:
                 "options": {name: getattr(run.options, name) for name in _KEPT_OPTIONS},
                 "workers": run.workers,
                 "release": run.release,
+                "place": run.options.place,
                 "leaving": run.leaving,
                 "deadline": run.deadline,
             }
@@ -317,7 +318,10 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
         processes = alive.get(entry["number"])
         if not processes:
             continue
-        options = master.options.replaced({**entry.get("options", {}), "command": entry["command"]})
+        options = master.options
+        if entry.get("place"):
+            options = for_release(options, entry["release"], entry["place"], origin_of(options.watch))
+        options = options.replaced({**entry.get("options", {}), "command": entry["command"]})
         sockets = [(outlet.name, outlet.give(entry["slot"])) for outlet in master.outlets]
         run = Run(master.loop, entry["number"], entry["slot"], options, sockets, master.say, master.changed)
         run.state, run.since, run.deadline = entry["state"], entry["since"], entry.get("deadline")
@@ -448,6 +452,8 @@ async def _rehearsed(master: Master, command: list[str], memory: int) -> str:
 
 def _exec(master: Master, command: list[str], memory: int, kept: list[int]) -> None:
     program = find_program(command[0], os.environ, None)
+    if master.watcher is not None:
+        master.watcher.close()
     master.say("the new master takes over, in place")
     # What arrives from here on waits for the new master's handlers.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -57,6 +57,7 @@ _RUN = {
     "options?": _OPTIONS,
     "workers?": int,
     "release?": str,
+    "place?": str,
     "leaving?": [int],
     "deadline?": (*_NUMBER, type(None)),
     "output?": {"memory": int, "readers": [int], "writers": [int], "relay": [int], "prefix": str},

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..control import Reply
     from .master import Master
     from .rollout import Rollout
+    from .run import Run
+    from .tasks import Task
+    from .watching import Watcher
 
     Verb = Callable[[Master, dict[str, Any], Reply], None]
 
@@ -65,8 +68,20 @@ def _upgrade(master: Master, body: dict[str, Any], reply: Reply) -> None:
     if body.get("dry_run"):
         master.spawn(preflight(master, reply))
         return
-    wait = body.get("wait", True)
-    task = master.upgrade(reply.event, asked=f"{reply.asker} asked for it", canary=steps, release=_release_in(body))
+    to = None if body.get("to") is None else _watcher(master).named(str(body["to"]))
+    asked = f"{reply.asker} asked for it"
+    task = master.upgrade(reply.event, asked=asked, canary=steps, release=_release_in(body), to=to)
+    _follow(master, task, body.get("wait", True), reply)
+
+
+def _watcher(master: Master) -> Watcher:
+    if master.watcher is None:
+        raise UpgradeError("this service watches for no releases: run --watch says where they come from", serving=OLD)
+    return master.watcher
+
+
+def _follow(master: Master, task: Task[None], wait: object, reply: Reply) -> None:
+    """Answers when the upgrade that has just begun has come so far."""
     rollout = master.rollout
     assert rollout is not None
     if wait is False:
@@ -177,7 +192,14 @@ def _rollback(master: Master, body: dict[str, Any], reply: Reply) -> None:
         _abort(master, {"reason": f"rolled back by {reply.asker}", **body}, reply)
         return
     master.giver.check()
-    task = master.spawn(roll_back(master, f"rolled back by {reply.asker}"))
+    why = f"rolled back by {reply.asker}"
+    if master.watcher is not None and master.keeper.run is None and master.current is not None:
+        bad, to = master.current, master.watcher.before()
+        upgrade = master.upgrade(reply.event, asked=why, to=to)
+        upgrade.when_done(lambda: _rolled_back(master, upgrade, bad, why))
+        _follow(master, upgrade, True, reply)
+        return
+    task = master.spawn(roll_back(master, why))
 
     def finished() -> None:
         if task.error is None:
@@ -187,6 +209,23 @@ def _rollback(master: Master, body: dict[str, Any], reply: Reply) -> None:
             reply.fail(type(task.error).__name__, str(task.error), serving=serving)
 
     task.when_done(finished)
+
+
+def _rolled_back(master: Master, upgrade: Task[None], bad: Run, why: str) -> None:
+    if upgrade.error is None and master.watcher is not None:
+        master.watcher.went_back(bad, why)
+
+
+def _releases(master: Master, body: dict[str, Any], reply: Reply) -> None:
+    watcher = _watcher(master)
+
+    def tell() -> None:
+        reply.done({"releases": watcher.table(), "watch": watcher.status()})
+
+    if body.get("look"):
+        watcher.look_now().when_done(tell)
+    else:
+        tell()
 
 
 # --- the end ------------------------------------------------------------------------------------------------
@@ -214,6 +253,7 @@ VERBS: dict[str, Verb] = {
     "upgrade": _upgrade,
     "upgrade-master": _upgrade_master,
     "release": _release,
+    "releases": _releases,
     "rollback": _rollback,
     "abort": _abort,
     "hold": _hold,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CONTROL_NAME = "handoff.sock"
 SYSTEM_DIRECTORY = "/run/fdhandoff"
+STATE_DIRECTORY = "/var/lib/fdhandoff"
 PATH_MAX = 107 if sys.platform == "linux" else 103
 """Bytes in a Unix socket's path: what ``sun_path`` holds, less the final NUL."""
 BACKLOG = 128
@@ -70,6 +71,18 @@ def default_path(name: str, environ: Mapping[str, str], *, create: bool = True) 
         _make_directory(directory)
         check_directory(directory)
     return path
+
+
+def state_directory(name: str, environ: Mapping[str, str]) -> str:
+    """For what outlives a service: the first directory in ``$STATE_DIRECTORY`` (systemd's), else ``NAME`` below
+    ``/var/lib/fdhandoff`` for root, ``$XDG_STATE_HOME/fdhandoff`` or ``~/.local/state/fdhandoff`` for others."""
+    given = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return given
+    if os.geteuid() == 0:
+        return os.path.join(STATE_DIRECTORY, name)
+    base = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(base, "fdhandoff", name)
 
 
 def check_directory(directory: Path, *, explicit: bool = False) -> None:

@@ -49,6 +49,8 @@ def check(who: str, answer: dict[str, Any]) -> None:
         for step in answer["last_upgrade"].get("steps", ()):
             assert isinstance(step["step"], str)
             assert isinstance(step["seconds"], float)
+    if answer.get("releases") is not None:
+        _object(who, answer["releases"], known["releases"], "releases")
     _object(who, answer["counters"], known[f"counters of a {who}"], "counters")
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import resource
+import time
 from pathlib import Path
 
 import pytest
 
 from fdhandoff.master.options import (
+    Options,
+    Window,
     assignments,
     drain_signal_of,
+    for_release,
     parse_canary,
     parse_limit,
     parse_memory,
@@ -107,3 +111,45 @@ def test_a_limit_is_read(text: str, name: str, soft: int, hard: int) -> None:
 def test_what_is_no_limit_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"limit|amount"):
         parse_limit(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment", "opened"),
+    [
+        ("02:00-04:00", "2026-11-26 02:00", True),
+        ("02:00-04:00", "2026-11-26 04:00", False),
+        ("22:00-04:00", "2026-11-26 03:59", True),
+        ("22:00-04:00", "2026-11-26 21:59", False),
+        ("Mon-Fri 02:00-04:00", "2026-11-28 03:00", False),  # a Saturday
+        ("Fri 22:00-04:00", "2026-11-28 03:00", True),
+        ("Fri 22:00-04:00", "2026-11-27 03:00", False),
+        ("Sat-Mon 00:00-24:00", "2026-11-29 12:00", True),
+        ("Sat-Mon 00:00-24:00", "2026-11-25 12:00", False),
+        ("01:00-02:00, Sat 05:00-06:00", "2026-11-28 05:30", True),
+    ],
+)
+def test_a_window_is_open_in_its_hours(text: str, moment: str, opened: bool) -> None:
+    assert Window(text).is_open(time.strptime(moment, "%Y-%m-%d %H:%M")) == opened
+
+
+@pytest.mark.parametrize(
+    "text", ["", "noon", "02:00", "02:00-25:00", "Mon-Fry 02:00-04:00", "Mon 2-4", "02:00-04:00 Mon"]
+)
+def test_what_is_no_window_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no window"):
+        Window(text)
+
+
+def test_a_generation_has_its_releases_own_paths() -> None:
+    options = Options(
+        ["{release}/bin/x", "/srv/current", "/srv/current2", "--app=/srv/current"],
+        env=["A=/srv/current/y", "B={release}=1"],
+        directory="/srv/current",
+        ready=parse_readiness("command:{release}/probe"),
+    )
+    own = for_release(options, "v1", "/srv/v1", "/srv/current")
+    assert own.command == ["/srv/v1/bin/x", "/srv/v1", "/srv/current2", "--app=/srv/current"]
+    assert own.env == ["A=/srv/v1/y", "B=/srv/v1=1"]
+    assert (own.directory, own.release, own.place) == ("/srv/v1", "v1", "/srv/v1")
+    assert str(own.ready) == "command:/srv/v1/probe"
+    assert options.command[0] == "{release}/bin/x", "the others keep theirs"

@@ -1,0 +1,347 @@
+"""What becomes of releases when things happen at bad moments, and what an operator can ask for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ..cli import Running, verb, wait_for
+from ..cli.schema import check
+from ..master import RUDE, quick, request
+from . import BROKEN, Watched, point, replace, script
+from .publishers import File, Symlink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: A source from elsewhere: what it does is in a file.
+SOURCE = """
+import os, sys, time
+from fdhandoff.releases import Found, Source
+class Strange(Source):
+    remote = False
+    def look(self, state):
+        mode = open(self.where).read()
+        if mode == "hang":
+            time.sleep(1000)
+        if mode == "die":
+            os.kill(os.getpid(), 9)
+        if mode == "babble":
+            while True:
+                os.write(3, b"x" * 65536)
+        if mode == "raise":
+            raise ZeroDivisionError("a fault\\nof its own")
+        return Found("one", "one")
+    def fetch(self, found, into):
+        if open(self.where).read() == "stop":
+            (into / "half").write_text("")
+            os.kill(os.getpid(), 19)
+        (into / "server.py").write_text(open(self.where + ".py").read())
+        return into / "server.py"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    one = File(tmp_path)
+    one.publish("one")
+    return one
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Iterator[Path]:
+    """The file in which it reads what to do."""
+    installed = tmp_path / "installed"
+    facts = installed / "strange-1.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1\n")
+    (facts / "entry_points.txt").write_text("[fdhandoff.releases]\nstrange = strange:Strange\n")
+    (installed / "strange.py").write_text(SOURCE)
+    does = tmp_path / "does"
+    does.write_text("well")
+    does.with_name("does.py").write_text(script("one"))
+    sys.path.insert(0, str(installed))  # Running passes it on
+    yield does
+    sys.path.remove(str(installed))
+
+
+def test_a_deleted_release_is_left_by_an_upgrade_to_where_the_link_leads_now(tmp_path: Path) -> None:
+    link = Symlink(tmp_path)
+    show = RUDE.replace("os.environ.get('RELEASE', '')", "os.path.basename(os.getcwd())")
+    first, second = link.folder / "first", link.folder / "second"
+    for release in (first, second):
+        release.mkdir()
+        (release / "server.py").write_text(show)
+    point(link.link, first)
+    with Watched(tmp_path, link.source, *link.options, "--once", words=tuple(link.words)) as service:
+        assert service.answers() == "first"
+        shutil.rmtree(first)
+        point(link.link, second)
+        code, _, errors = service.command()
+        assert code == 0, errors
+        assert service.answers() == "second"
+        worker = service.generations()[2]["pids"][0]
+        assert os.readlink(f"/proc/{worker}/cwd") == str(second)
+
+
+def test_a_half_written_file_is_never_started(tmp_path: Path, file: File) -> None:
+    text = script("two")
+    with Watched(tmp_path, file.source) as service:
+        with file.path.open("w") as writing:
+            writing.write(text[:200])
+            writing.flush()
+            service.says("is still being written")
+            assert service.answers() == "one"
+            writing.write(text[200:])
+        service.comes("two")
+        assert service.fates() == ["serving", "served"]
+
+
+def test_of_two_releases_within_a_second_the_last_one_is_taken(tmp_path: Path, file: File) -> None:
+    with Watched(tmp_path, file.source) as service:
+        file.publish("two")
+        file.publish("three")
+        service.comes("three")
+        assert service.generations().keys() == {2}
+
+
+def test_a_file_keeps_its_permissions(tmp_path: Path, file: File) -> None:
+    replace(file.path, f"#!{sys.executable}\n{script('one')}", 0o750)
+    execute = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+    with Watched(tmp_path, file.source, words=("-c", execute, "{release}")) as service:
+        assert service.answers() == "one"
+        (facts,) = service.releases().values()
+        assert Path(facts["place"]).stat().st_mode & 0o777 == 0o750
+
+
+def test_after_the_power_went_the_last_good_release_is_started_and_the_rest_is_removed(
+    tmp_path: Path, file: File
+) -> None:
+    with Watched(tmp_path, file.source) as service:
+        file.publish("two")
+        service.comes("two")
+        file.publish("three", "die0.1")  # it serves, and dies in probation
+        wait_for(lambda: service.generations().get(3, {}).get("state") == "probation", "a bad release in probation")
+        service.kill_all()
+    (service.store / ".unfinished-1" / "locked").mkdir(parents=True)
+    (service.store / ".unfinished-1" / "locked").chmod(0)
+    (service.store / "nobody-knows-it").mkdir()
+    file.publish("four")
+    with Watched(tmp_path, file.source) as service:
+        assert service.answers() in ("two", "four")
+        assert service.said("serves") >= 1
+        service.comes("four")
+        assert {entry.name for entry in service.store.iterdir() if entry.name.startswith((".unf", "nob"))} == set()
+
+
+@pytest.mark.parametrize("state", ["starting", "probation"])
+def test_a_killed_master_is_followed_by_one_that_finishes(tmp_path: Path, file: File, state: str) -> None:
+    with Watched(tmp_path, file.source, "--probation", "0.5") as service:
+        file.publish("two")
+        wait_for(lambda: any(run["state"] == state for run in service.quietly().get("generations", ())), state)
+        service.running.process.kill()
+        service.running.process.wait()  # its generation has its standard error still
+        with Watched(tmp_path, file.source, "--probation", "0.5") as next_one:
+            assert next_one.answers() in ("one", "two")
+            next_one.comes("two")
+            wait_for(lambda: next_one.fates() == ["serving", "served"], "what became of both")
+
+
+def test_a_master_that_is_replaced_in_place_goes_on_watching(tmp_path: Path, file: File) -> None:
+    with Watched(tmp_path, file.source) as service:
+        code, _, errors = service.command("--master")
+        assert code == 0, errors
+        file.publish("two")
+        service.comes("two")
+
+
+def test_an_operator_goes_back_and_forth_and_the_watcher_does_not_undo_it(tmp_path: Path, file: File) -> None:
+    with Watched(tmp_path, file.source) as service:
+        file.publish("two")
+        service.comes("two")
+        service.settled()
+        two, one = service.releases()
+        back = verb("rollback", str(service.path))
+        assert (back.returncode, service.answers()) == (0, "one"), back.stderr
+        assert f"of release {one}" in back.stdout
+        assert verb("releases", str(service.path), "--look").returncode == 0
+        assert (service.answers(), service.fates()) == ("one", ["rolled back", "serving"])
+        code, _, errors = service.command("--to", two)
+        assert (code, service.answers(), service.fates()) == (0, "two", ["serving", "served"]), errors
+        code, _, errors = service.command("--to", "nothing")
+        assert (code, errors) == (1, f"fdhandoff-cli: there is no release 'nothing': there are {one}, {two}\n")
+        service.releases(look=True)
+        assert service.answers() == "two"
+
+
+def test_a_worker_that_dies_is_restarted_with_its_own_release(tmp_path: Path, file: File) -> None:
+    with Watched(tmp_path, file.source, "--watch-mode", "fetch") as service:
+        file.publish("two")
+        service.says("and waits")
+        assert service.fates() == ["fetched", "serving"]
+        old = service.generations()[1]["pids"][0]
+        os.kill(old, signal.SIGKILL)
+        wait_for(lambda: 1 in (alive := service.generations()) and alive[1]["pids"] != [old], "another worker")
+        assert service.answers() == "one"
+
+
+def test_a_release_that_waits_is_taken_by_the_next_upgrade(tmp_path: Path, file: File) -> None:
+    with Watched(tmp_path, file.source, "--watch-mode", "next") as service:
+        file.publish("two")
+        service.says("and waits: the next upgrade that is asked for moves to it")
+        assert service.answers() == "one"
+        os.kill(service.pid, signal.SIGHUP)
+        service.comes("two")
+
+
+def test_outside_of_its_window_the_service_stays(tmp_path: Path, file: File) -> None:
+    hour = time.localtime().tm_hour
+    window = f"{(hour + 6) % 24}:00-{(hour + 7) % 24}:00"
+    with Watched(tmp_path, file.source, "--window", window) as service:
+        file.publish("two")
+        service.says(f"and waits: the maintenance window ({window}) is closed")
+        service.upgrade(to=next(iter(service.releases())))
+        assert service.answers() == "two"
+
+
+def test_old_releases_are_removed_and_never_a_running_one(tmp_path: Path, file: File) -> None:
+    with Watched(tmp_path, file.source, "--keep-releases", "2") as service:
+        for name in ("two", "three", "four"):
+            file.publish(name)
+            service.comes(name)
+        service.releases(look=True)
+        kept = {facts["place"] for facts in service.releases().values()}
+        assert len(kept) == 2
+        assert service.answers() == "four"
+        folders = {str(path) for path in service.store.iterdir() if path.is_dir() and not path.is_symlink()}
+        assert folders == {str(Path(place or "").parent) for place in kept}
+        assert os.path.realpath(service.store / "current") == os.path.realpath(
+            next(iter(service.releases().values()))["place"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("does", "sentence"),
+    [
+        ("hang", "did not end within 1s: it was ended"),
+        ("die", "was killed by signal 9, and said nothing"),
+        ("babble", "said more than makes sense"),
+        ("raise", "ZeroDivisionError: a fault of its own"),
+    ],
+)
+def test_a_bad_fetcher_costs_nothing(tmp_path: Path, strange: Path, does: str, sentence: str) -> None:
+    told = strange
+    with Watched(tmp_path, f"strange:{told}", "--fetch-timeout", "1") as service:
+        told.write_text(does)
+        service.says(sentence)
+        assert service.answers() == "one"
+        assert sentence in verb("releases", str(service.path)).stdout
+        assert service.stop() == 0
+
+
+def test_a_fetcher_dies_with_its_master_and_what_it_had_begun_is_removed(tmp_path: Path, strange: Path) -> None:
+    told = strange
+    told.write_text("stop")
+    with Watched(tmp_path, f"strange:{told}", wait=False) as service:
+        half = wait_for(lambda: list(service.store.glob(".unfinished-*/half")), "a fetch under way")[0]
+        os.kill(service.pid, signal.SIGKILL)
+        service.running.ends()
+        fetcher = int(half.parent.name.rpartition("-")[2])
+        wait_for(lambda: not os.path.exists(f"/proc/{fetcher}"), "its fetcher's end")
+    told.write_text("well")
+    with Watched(tmp_path, f"strange:{told}") as service:
+        assert service.answers() == "one"
+        assert not half.exists()
+
+
+def test_without_any_release_the_start_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with Watched(tmp_path, f"file:{tmp_path}/nothing", wait=False) as service:
+        assert service.running.ends() == 125
+        assert f"there is no release to start: {tmp_path}/nothing can't be read: No such file" in service.running.text()
+
+
+def test_a_first_release_that_fails_is_not_started_again(tmp_path: Path) -> None:
+    file = File(tmp_path)
+    file.publish("one", BROKEN)
+    for text in ("exited with status 3", "there is no release to start but"):
+        with Watched(tmp_path, file.source, wait=False) as service:
+            assert service.running.ends() in (3, 125)
+            assert text in service.running.text()
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_source_that_is_gone_at_the_start(tmp_path: Path, file: File, required: bool) -> None:
+    with Watched(tmp_path, file.source) as service:
+        assert service.stop() == 0
+    file.path.unlink()
+    with Watched(tmp_path, file.source, *["--watch-required"] * required, wait=False) as service:
+        if required:
+            assert service.running.ends() == 125
+        else:
+            service.serves()
+            assert service.answers() == "one"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--watch", "nowhere"), "'nowhere' is no source"),
+        (("--watch", "file:/x", "--", "server"), "the command would be the same for each release"),
+        (("--watch", "file:/x", "--", "{release}"), "say --name"),
+        (("--watch", "file:/x", "--window", "noon", "--", "/x"), "'noon' is no window"),
+        (("--watch", "file:/x", "--release", "one", "--", "/x"), "leave out --release"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_bound(words: tuple[str, ...], sentence: str) -> None:
+    done = verb("run", *words)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+
+
+def test_a_history_that_makes_no_sense_is_left_alone(tmp_path: Path, file: File) -> None:
+    with Watched(tmp_path, file.source) as service:
+        assert service.stop() == 0
+    history = service.store / "releases.json"
+    history.write_text("{")
+    with Watched(tmp_path, file.source, wait=False) as service:
+        assert service.running.ends() == 125
+        assert "makes no sense" in service.running.text()
+    assert history.read_text() == "{"
+
+
+def test_who_watches_for_nothing_says_so(tmp_path: Path) -> None:
+    running = Running(
+        "run", "--path", str(tmp_path / "s"), "--bind", "127.0.0.1:0", *quick(), "--", sys.executable, "-c", RUDE
+    )
+    try:
+        running.says("serves")
+        done = verb("releases", str(tmp_path / "s"))
+        assert (done.returncode, "watches for no releases" in done.stderr) == (1, True)
+    finally:
+        running.stop()
+
+
+def test_a_slow_request_is_finished_by_its_own_release(tmp_path: Path, file: File) -> None:
+    from threading import Thread
+
+    with Watched(tmp_path, file.source) as service:
+        answers: list[str] = []
+        slow = Thread(target=lambda: answers.append(request(service.address(), "/sleep3")[0]))
+        slow.start()
+        file.publish("two")
+        service.comes("two")
+        slow.join()
+        assert answers == ["one"]
+
+
+def test_its_status_is_what_the_reference_says(tmp_path: Path, file: File) -> None:
+    with Watched(tmp_path, file.source) as service:
+        wait_for(lambda: service.status()["releases"]["next_look"] is not None)
+        check("master", service.status())
