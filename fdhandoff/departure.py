@@ -4,6 +4,7 @@ again, for as long as there is hope that somebody takes it.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -60,6 +61,17 @@ class Departure:
                 self._give(offers)
         assert offer.staying is not None
         return offer.staying
+
+    def pass_on(self, connection: Connection) -> None:
+        """One that came when this process was draining already: it goes where ours go, or its client is told by its end."""
+        pauses = Pauses()
+        while self.hopeful:
+            if not self.give([connection]):
+                connection.target.close()
+                return
+            time.sleep(pauses.next())
+        connection.target.shutdown(socket.SHUT_WR)
+        connection.target.close()
 
     def _give(self, offers: list[_Offer]) -> None:
         everything = [one for offer in offers for one in offer.connections]

@@ -119,20 +119,9 @@ class _Requests:
                 self.begin(CountedSocket(sock, self._service.gate))
             except GateClosed:
                 # We drain already: it goes on to where ours go.
-                self._pass_on(connection)
+                self.departure.pass_on(connection)
             except OSError:
                 sock.close()  # the client has hung up
-
-    def _pass_on(self, connection: Connection) -> None:
-        pauses = Pauses()
-        sock: socket.socket = connection.target
-        while self.departure.hopeful:
-            if not self.departure.give([connection]):
-                sock.close()
-                return
-            time.sleep(pauses.next())
-        sock.shutdown(socket.SHUT_WR)
-        sock.close()
 
     def give(self, sock: socket.socket) -> bool:
         """Whether the connection is the next generation's now."""

@@ -1,0 +1,218 @@
+"""waitress, upgraded without a failed request: ``serve(app, …)`` in place of ``waitress.serve(app, …)``, and
+``python -m fdhandoff.servers.waitress …`` in place of ``waitress-serve …``, with waitress's own options.
+
+A connection that rests moves to the new generation. Where nobody takes it, answers say ``Connection: close``.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+try:
+    from waitress import runner
+    from waitress.adjustments import Adjustments
+    from waitress.channel import HTTPChannel
+    from waitress.server import BaseWSGIServer, create_server
+    from waitress.task import WSGITask
+except ImportError as error:  # pragma: no cover - said to whoever runs it
+    raise ImportError(f"this needs waitress: pip install 'waitress>=3' ({error})") from None
+
+from ..adapting import address_of, listeners_of, service_name, split, with_service
+from ..connection import CountedSocket
+from ..departure import Departure, Pauses
+from ..errors import GateClosed, HandoffError
+from ..gated import GatedListener
+from ..listener import Connection
+from ..service import DrainReport, Service
+
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+_LISTENING = ("listen", "host", "port", "unix_socket", "unix_socket_perms", "ipv4", "ipv6", "sockets")
+
+
+def serve(
+    app: Any,
+    *,
+    handoff_name: str = "",
+    handoff_path: str = "",
+    handoff_probation: float = 5.0,
+    grace: float | None = 30.0,
+    **options: Any,
+) -> None:
+    """``waitress.serve(app, **options)`` until a newer generation serves, or until it is told to stop; what is inside then may
+    take ``grace`` seconds (``None``: for ever). The application finds the ``Service`` as ``environ["fdhandoff"]``. Raises what
+    ``Service`` raises; ``ValueError`` for waitress's ``sockets``: listeners are inherited (``LISTEN_FDS``), or bound here."""
+    if options.get("sockets"):
+        raise ValueError(
+            "sockets: listeners come by LISTEN_FDS, or are bound here; give listen, host and port, or unix_socket"
+        )
+    with Service(
+        handoff_name or service_name(None, "waitress"), path=handoff_path, probation=handoff_probation, grace=grace
+    ) as service:
+        adjustments = Adjustments(**options)
+        addresses = _addresses(adjustments)
+        listeners = [
+            listener
+            for number, address in enumerate(addresses[:1] if service.inherited else addresses)
+            for listener in listeners_of(service, f"http{number or ''}", address)
+        ]
+        kept = {name: value for name, value in options.items() if name not in _LISTENING}
+        _Serving(service, with_service(app, service), listeners, kept).run()
+
+
+def _addresses(adjustments: Adjustments) -> list[str]:
+    backlog = f"backlog={adjustments.backlog}"
+    if adjustments.unix_socket:
+        return [f"unix:{adjustments.unix_socket}?mode={adjustments.unix_socket_perms:04o}&{backlog}"]
+    found = []
+    for *_, address in adjustments.listen:
+        only = "v6only=1&" if ":" in address[0] else ""  # as waitress has it
+        found.append(f"{address_of(*address[:2])}?{only}{backlog}")
+    return found
+
+
+class _Serving:
+    """A waitress server whose loop is turned here."""
+
+    def __init__(self, service: Service, app: Any, listeners: list[socket.socket], options: dict[str, Any]) -> None:
+        self._service = service
+        self._departure = Departure(service)
+        self._map: dict[int, Any] = {}
+        sockets = [GatedListener(listener, service.gate) for listener in listeners]
+        self._whole = create_server(app, map=self._map, sockets=sockets, **options)
+        self._servers = [one for one in self._map.values() if isinstance(one, BaseWSGIServer)]
+        for server in self._servers:
+            server.channel_class = self._channel_class()
+            server.readable = partial(self._accepts, server.readable)
+        self._timeout = self._servers[0].adj.asyncore_loop_timeout
+        service.receive_connections(self._take)
+
+    def run(self) -> None:
+        service = self._service
+        service.ready()
+        reports: list[DrainReport] = []
+
+        def watch() -> None:
+            service.wait()
+            self._turn_soon()
+            reports.append(service.drain())
+            self._turn_soon()
+
+        watcher = threading.Thread(target=watch, name="fdhandoff-waitress", daemon=True)
+        watcher.start()
+        pauses, retry = Pauses(), 0.0
+        while not reports:
+            now = time.monotonic()
+            self._turn(max(0.0, min(self._timeout, retry - now)) if retry > now else self._timeout)
+            if not service.draining or time.monotonic() < retry:
+                continue
+            if not self._departure.hopeful:
+                retry = math.inf  # who rests is told with the next answer
+            elif self._leave():
+                pauses.reset()
+            else:
+                retry = time.monotonic() + pauses.next()
+        watcher.join()
+        moved = self._departure.moved
+        service.say(f"{moved} connections moved on, {reports[0].finished - moved} ended here")
+        self._whole.task_dispatcher.shutdown(timeout=0)
+        for one in list(self._map.values()):
+            one.close()
+
+    def _turn(self, timeout: float) -> None:
+        self._servers[0].asyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
+
+    def _turn_soon(self) -> None:
+        self._servers[0].pull_trigger()
+
+    def _accepts(self, readable: Any) -> bool:
+        return bool(readable()) and not self._service.gate.closed
+
+    # --- connections come and go --------------------------------------------------------------------------------
+
+    def _take(self, connections: list[Connection]) -> None:
+        """What an older generation gives; in a thread of its own."""
+        for connection in connections:
+            sock: socket.socket = connection.target
+            try:
+                counted = CountedSocket(sock, self._service.gate)
+            except GateClosed:
+                self._departure.pass_on(connection)  # we drain already: it goes on to where ours go
+                continue
+            self._servers[0].trigger.pull_trigger(partial(self._begin, counted))
+
+    def _begin(self, sock: socket.socket) -> None:
+        """As ``handle_accept`` does with what it has accepted."""
+        server = next((one for one in self._servers if one.socket.family == sock.family), self._servers[0])
+        try:
+            server.set_socket_options(sock)
+            address = server.fix_addr(sock.getpeername())
+        except OSError:
+            sock.close()  # the client has hung up
+            return
+        server.channel_class(server, sock, address, server.adj, map=self._map)
+
+    def _leave(self) -> bool:
+        """Who rests moves; false when somebody had to stay."""
+        resting = {
+            id(one.socket): one for one in list(self._map.values()) if isinstance(one, HTTPChannel) and _rests(one)
+        }
+        offered = [Connection("connection", one.socket) for one in resting.values()]
+        staying = {id(one.target) for one in self._departure.give(offered)} if offered else set()
+        for identity, channel in resting.items():
+            if identity not in staying:
+                channel.handle_close()  # without a shutdown, which its new owner would feel
+        return not staying
+
+    def _channel_class(self) -> type:
+        ends = self._ends
+
+        class Task(WSGITask):  # type: ignore[misc]
+            def build_response_header(self) -> Any:
+                if ends():
+                    self.request.headers["CONNECTION"] = "close"
+                return super().build_response_header()
+
+        class Channel(HTTPChannel):  # type: ignore[misc]
+            task_class = Task
+
+        return Channel
+
+    def _ends(self) -> bool:
+        """Whether a connection ends with the answer that is given now."""
+        return self._service.draining and not self._departure.hopeful
+
+
+def _rests(channel: Any) -> bool:
+    with channel.requests_lock:
+        return not (
+            channel.requests
+            or channel.request is not None
+            or channel.total_outbufs_len
+            or channel.close_when_flushed
+            or channel.will_close
+            or not channel.connected
+        )
+
+
+def main() -> None:
+    """waitress's own command line, our options taken out."""
+    try:
+        ours, words = split(sys.argv[1:])
+        application = words[-1] if words else ""
+        ours.setdefault("handoff_name", service_name(application, "waitress"))
+        sys.exit(runner.run(["python -m fdhandoff.servers.waitress", *words], _serve=partial(serve, **ours)))
+    except (ValueError, HandoffError) as error:
+        print(f"fdhandoff: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+if __name__ == "__main__":
+    main()
