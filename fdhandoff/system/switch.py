@@ -415,8 +415,10 @@ class Group:
         """
         if self.type == socket.SOCK_DGRAM:
             raise Unsupported(f"{self.address}: a UDP socket can't be taken out of its group while a process has it")
-        self.slot(index)  # IndexError
-        self._replace(index)
+        if self._is_member(self.slot(index)):
+            self._replace(index)
+        else:
+            self.repair()  # a server shut it down, and so a spare has its place
         return self._members[index]
 
     def deafen(self, index: int) -> None:

@@ -320,6 +320,21 @@ def test_a_renewed_slot_is_out_of_reach_for_whoever_had_it() -> None:
             assert landed(group) == [index]
 
 
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_slot_that_was_shut_down_is_renewed_as_well(index: int) -> None:
+    """As a server does it whose end we have seen, before the next one gets the slot."""
+    with bound("127.0.0.1:0") as group:
+        group.choose((index + 1) % 3)
+        with group.slot(index).dup() as servers:
+            servers.shutdown(socket.SHUT_RDWR)
+        group.renew(index)
+        assert len(group.members()) == 6
+        assert group.repair(thorough=True) == []
+        for other in range(3):
+            group.choose(other)
+            assert landed(group) == [other]
+
+
 def test_a_slot_is_added_without_disturbing_the_others() -> None:
     with bound("127.0.0.1:0", 1) as group:
         for expected in (1, 2, 3):
