@@ -32,6 +32,7 @@ from ..service import DrainReport, Service
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
     from typing import Any
 
 _LISTENING = ("listen", "host", "port", "unix_socket", "unix_socket_perms", "ipv4", "ipv6", "sockets")
@@ -137,7 +138,7 @@ class _Serving:
 
     # --- connections come and go --------------------------------------------------------------------------------
 
-    def _take(self, connections: list[Connection]) -> None:
+    def _take(self, connections: Iterable[Connection]) -> None:
         """What an older generation gives; in a thread of its own."""
         for connection in connections:
             sock: socket.socket = connection.target
