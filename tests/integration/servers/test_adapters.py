@@ -23,6 +23,7 @@ PROGRAMS = {
     "aiohttp": [sys.executable, str(HERE / "on_aiohttp.py")],
     "tornado": [sys.executable, str(HERE / "on_tornado.py")],
     "waitress": [sys.executable, str(HERE / "on_waitress.py")],
+    "asyncio": [sys.executable, str(HERE / "on_asyncio.py"), "protocol"],
     "hypercorn": [sys.executable, str(HERE / "on_hypercorn.py")],
 }
 
@@ -123,7 +124,7 @@ def test_the_last_one_announces_the_end_and_finishes(program: list[str], tmp_pat
         only.serves(1)
         slow, idle = (stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(2))
         assert idle.ask() == 1
-        slow.send("/slow/1")
+        slow.send("/slow/3")  # longer than it takes to look
         wait_for(lambda: status(tmp_path / "h.sock")["generations"][0]["active"] == 2, "both to be inside")
         only.signal(signal.SIGTERM)
         wait_for(lambda: idle.ask() == 1 and idle.ended, "the end to be announced")
