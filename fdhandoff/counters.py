@@ -95,6 +95,10 @@ class CountersView:
         """The processes that share the gate."""
         return [slot for _, slot in slots_of(self._living())]
 
+    def fileno(self) -> int:
+        """The memory's descriptor, which stays the view's."""
+        return int(self._living().memory_fd)
+
     def close(self) -> None:
         """Idempotent."""
         self._handle = None

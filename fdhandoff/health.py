@@ -29,12 +29,13 @@ _GUESTS_MAX = 32
 
 READY_PATHS = ("/", "/ready", "/readyz")
 LIVE_PATHS = ("/live", "/livez")
+METRICS_PATH = "/metrics"
 
 
 class Health:
     """What ``ready()`` and ``facts()`` say, at ``listeners`` (borrowed) and in the file ``path`` (empty: none), which is there
     while the service is ready. Everything happens in ``loop``, but for ``changed``. ``guests``: who is connected already; they
-    are taken. ``say``: called with what can't be done."""
+    are taken. ``say``: called with what can't be done. ``metrics()`` is the status of which they are made."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Health:
         facts: Callable[[], dict[str, Any]],
         say: Callable[[str], object],
         *,
+        metrics: Callable[[], dict[str, Any]],
         listeners: Iterable[socket.socket] = (),
         guests: Iterable[socket.socket] = (),
         path: str = "",
@@ -52,6 +54,7 @@ class Health:
         self.listeners = list(listeners)
         self._facts = facts
         self._say = say
+        self._metrics = metrics
         self._file = os.path.abspath(path) if path else ""
         self._shown: tuple[str, tuple[int, int] | None] | None = None  # the text, and which file it is in
         self._guests: dict[socket.socket, _Guest] = {}
@@ -162,8 +165,12 @@ class Health:
             answer = _response(200 if self.ready() else 503, self.facts())
         elif path in LIVE_PATHS:
             answer = _response(200, self.facts())  # who reads this is alive
+        elif path == METRICS_PATH:
+            from .metrics import CONTENT_TYPE, exposition  # late: most are never asked
+
+            answer = _answer(200, CONTENT_TYPE, exposition(self._metrics()).encode())
         else:
-            answer = _response(404, {"schema": 1, "error": "there are /ready and /live"})
+            answer = _response(404, {"schema": 1, "error": "there are /ready, /live and /metrics"})
         return answer if method == b"GET" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
 
     def forget(self, sock: socket.socket) -> None:
@@ -210,8 +217,11 @@ _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Al
 
 
 def _response(status: int, facts: dict[str, Any]) -> bytes:
-    body = dumps(facts).encode() + b"\n"
+    return _answer(status, "application/json", dumps(facts).encode() + b"\n")
+
+
+def _answer(status: int, kind: str, body: bytes) -> bytes:
     return (
-        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
     ).encode() + body

@@ -7,7 +7,7 @@ import os
 
 from .errors import ListenerError
 from .inventory import fits
-from .listener import File, Listener, Listeners, check_name
+from .listener import HEALTH, File, Listener, Listeners, check_name
 from .system.fds import describe, listener_queue
 from .system.paths import unlink_control
 from .system.sockets import bind
@@ -63,10 +63,6 @@ class Files:
         self._came = {}
 
 
-#: The listener where a service answers for its health. It is handed on with the others, and is none of the application's.
-HEALTH = "fdhandoff-health"
-
-
 class Holdings:
     """``came``, ``files``: what came. ``listeners``: names and sockets that this process uses, in the order in which it
     asked for them. ``health``: those for ``HEALTH``."""
@@ -80,10 +76,10 @@ class Holdings:
         self._bound: list[socket.socket] = []
         self._adopted: dict[str, Any] = {}
 
-    def arrive(self, came: Listeners) -> None:
+    def arrive(self, came: Listeners, health: list[socket.socket]) -> None:
         """What came, by whichever way."""
         pairs = came.unclaimed()
-        self._health_came = [sock for name, sock in pairs if name == HEALTH]
+        self._health_came = [*health, *(sock for name, sock in pairs if name == HEALTH)]
         mine = [(name, sock) for name, sock in pairs if name != HEALTH]
         self.came = Listeners([name for name, _ in mine], [sock for _, sock in mine])
 

@@ -36,6 +36,12 @@ def check_name(name: str) -> str:
     return name
 
 
+#: What a ``Service`` hands on beside what is the application's: where it answers for its health, and what was counted so far.
+#: Nobody else sees it.
+HEALTH = "fdhandoff-health"
+LEDGER = "fdhandoff-ledger-"
+
+
 class Listener:
     """A bound socket with a name. ``target`` is a ``socket.socket`` (or anything with ``fileno()``) or a descriptor number;
     it is borrowed, never closed or duplicated."""

@@ -36,6 +36,7 @@ from .generation import Generation
 from .holdings import Files, Holdings, fileno
 from .hooks import Hooks
 from .incarnation import Interim
+from .ledger import Ledger
 from .listener import Listeners, check_name
 from .moving import Crossing
 from .signals import DEFAULT, STOP, UPGRADE, Signals, StopRequests
@@ -43,6 +44,7 @@ from .successor import BLOCKED, own_command, start_directory
 from .system import environment
 from .system.channel import Woken, wait
 from .system.fds import describe
+from .system.memory import COUNTERS_MODE
 from .system.notify import NOTIFY_SOCKET, WATCHDOG_USEC, Notifier
 from .system.paths import default_path
 from .system.pidfile import Pidfile
@@ -145,6 +147,9 @@ class Service:
         self.pre_stop_delay = pre_stop_delay
         self.incarnation: Incarnation | None = None
         self.gate = Gate(limit=limit)
+        if self.gate.memory_fd >= 0:
+            os.fchmod(self.gate.memory_fd, COUNTERS_MODE)
+        self.ledger = Ledger(self.gate.memory_fd)
         self.hooks = Hooks()
         self.state_word = STARTING
         self.state = b""
@@ -224,7 +229,9 @@ class Service:
             if not inherited:
                 self._takeover = self._take(number)
                 if self._takeover is not None:
-                    self.holdings.arrive(self._takeover.listeners)
+                    self.holdings.arrive(self._takeover.listeners, self._takeover.health)
+                    self.ledger.begin(self._takeover.counted, self._takeover.counters_fd)
+                    self._takeover.health, self._takeover.counted = [], {}
                     self.holdings.files = Files(self._takeover.files)
                     self.state = self._takeover.state
                     self._renumber(self._takeover.generation.number)
@@ -242,7 +249,7 @@ class Service:
 
     def _inherit(self) -> bool:
         inherited = environment.take_sockets(os.environ, os.getpid())
-        self.holdings.arrive(Listeners([listener for listener, _ in inherited], [sock for _, sock in inherited]))
+        self.holdings.arrive(Listeners([name for name, _ in inherited], [sock for _, sock in inherited]), [])
         return bool(self.holdings.came)
 
     def _take(self, number: int) -> Takeover | None:
@@ -255,6 +262,7 @@ class Service:
                 allow_uids=self.allow_uids,
                 generation=number,
                 absent_ok=True,
+                whole=True,
                 wake_fd=self.upgrader.interrupt.fileno(),
             )
         except Woken:
@@ -374,6 +382,7 @@ class Service:
         if self._takeover is not None:
             # Ours to close from here on, whatever becomes of the conversation.
             self._takeover.listeners, self._takeover.files = Listeners((), ()), {}
+            self.ledger.past["upgrades"] += 1
         self.owner = True
         self.become(SERVING)
         if self.endpoint is not None:
@@ -639,6 +648,7 @@ class Service:
                 self._pidfile.release()
             self._hurry.close()
         self.holdings.close()
+        self.ledger.close()
         self.gate.release()
         self._ended.close()
         self.state_word = STOPPED
@@ -857,6 +867,11 @@ class Service:
                 }
             ],
             "counters": {name: getattr(counters, name) for name in counters.__slots__},
+            "ready": self.wants_traffic,
+            "totals": {
+                **self.ledger.totals(counters),
+                **{name: self.ledger.past[name] for name in ("upgrades", "failed")},
+            },
             "last_upgrade": self.upgrader.last,
         }
 
@@ -991,6 +1006,7 @@ class Service:
         self._is_child = True
         self.owner = False
         self.crossing.forget_in_child()
+        self.ledger.forget_in_child()
         self._lock = threading.Lock()
         self._signals.forget_in_child()
         if self._health is not None:

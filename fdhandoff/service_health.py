@@ -32,7 +32,13 @@ class ServiceHealth:
         self._lock = threading.Lock()
         self._closed = False
         self._health = Health(
-            self._loop, self._is_ready, self._described, service.say, listeners=service.holdings.health, path=path
+            self._loop,
+            self._is_ready,
+            self._described,
+            service.say,
+            metrics=service.status,
+            listeners=service.holdings.health,
+            path=path,
         )
         self._thread: threading.Thread | None = None
         if service.holdings.health:

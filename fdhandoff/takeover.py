@@ -31,11 +31,13 @@ from .generation import Generation
 from .handoff import SOFTWARE
 from .inventory import verify
 from .listener import (
+    HEALTH,
     KIND_CONNECTION,
     KIND_CONTROL,
     KIND_COUNTERS,
     KIND_FILE,
     KIND_LISTENER,
+    LEDGER,
     Connection,
     Entry,
     Listeners,
@@ -117,9 +119,10 @@ def take(
     absent_ok: bool,
     wake_fd: int = -1,
     software: str = SOFTWARE,
+    whole: bool = False,
 ) -> Takeover | None:
     """``receive``; with ``absent_ok`` ``None`` at once where no owner lives, so that the caller may become it. ``wake_fd``
-    ends the wait with ``Woken``. ``software``: what we say that we are."""
+    ends the wait with ``Woken``. ``software``: what we say that we are. ``whole``: also what one ``Service`` tells the next."""
     deadline = after(timeout)
     allowed = frozenset(allow_uids)
     pause = _RETRY_FIRST
@@ -129,6 +132,8 @@ def take(
         except DeadlineExceeded as error:
             raise DeadlineExceeded(f"nothing was taken over at {path}: {error}", serving=UNKNOWN) from error
         if takeover is not None:
+            if not whole:
+                takeover.drop_aside()
             return takeover
         if absent_ok and why in (ABSENT, STALE):
             return None
@@ -206,6 +211,8 @@ class Takeover:
         self.path = path
         self.listeners = Listeners((), ())
         self.files: dict[str, int] = {}
+        self.health: list[socket.socket] = []
+        self.counted: dict[str, int] = {}
         self.connections: list[Connection] = []
         self.state = b""
         self.peer: Peer = conversation.peer
@@ -297,7 +304,9 @@ class Takeover:
         try:
             for entry in entries:
                 description = verify(entry, fds[-1])
-                if entry.kind == KIND_LISTENER:
+                if entry.kind == KIND_LISTENER and entry.name == HEALTH:
+                    self.health.append(socket_from_fd(fds[-1], description))
+                elif entry.kind == KIND_LISTENER:
                     sockets.append(socket_from_fd(fds[-1], description))
                     names.append(entry.name)
                 elif entry.kind == KIND_CONNECTION:
@@ -307,6 +316,8 @@ class Takeover:
                     self._listening_pid = _listening_pid(self._control)
                 elif entry.kind == KIND_COUNTERS and self.counters_fd < 0:
                     self.counters_fd = fds[-1]
+                elif entry.kind == KIND_FILE and entry.name.startswith(LEDGER) and entry.name not in self.counted:
+                    self.counted[entry.name] = fds[-1]
                 elif entry.kind == KIND_FILE and entry.name not in self.files:
                     self.files[entry.name] = fds[-1]
                 else:
@@ -551,10 +562,18 @@ class Takeover:
         self._conversation.abort(code, str(error) if isinstance(error, HandoffError) else "")
         self.close()
 
+    def drop_aside(self) -> None:
+        """Closes what only a ``Service`` has a use for."""
+        for sock in self.health:
+            sock.close()
+        close_all(self.counted.values())
+        self.health, self.counted = [], {}
+
     def _drop(self) -> None:
         self.listeners.close()
         close_all(self.files.values())
         self.files = {}
+        self.drop_aside()
         for connection in self.connections:
             connection.target.close()
         self.connections = []

@@ -27,6 +27,7 @@ from .errors import (
 from .handoff import Handed, Handoff, Offering
 from .incarnation import Incarnation
 from .inventory import collect
+from .listener import File
 from .offer import internal_items
 from .successor import start
 from .system.channel import Woken, wait
@@ -221,6 +222,8 @@ class Upgrader:
             service.hooks.after("offer")
             handoff.await_ready()
             self._commit(handoff, child)
+            # If it dies, what it counted still counts.
+            service.ledger.watch_process(handoff.handed.peer.pid)
             service.become("probation")
             service.say(
                 f"{handoff.handed.generation} serves; this process stays for {format_duration(service.probation)}"
@@ -254,6 +257,7 @@ class Upgrader:
         service, endpoint = self.service, self.service.endpoint
         assert endpoint is not None
         offered = service.make_state()
+        counted = [File(name, fd) for name, fd in service.ledger.files().items()]
 
         def close_gate() -> bytes | None:
             service.hooks.before("commit")
@@ -262,7 +266,10 @@ class Upgrader:
             return final if final != offered else None
 
         return Offering(
-            [*collect(service.holdings.items()), *internal_items(endpoint, service.gate)],
+            [
+                *collect([*service.holdings.items(), *counted]),
+                *internal_items(endpoint, service.gate),
+            ],
             generation=service.generation.number + 1,
             state=offered,
             ready_timeout=service.ready_timeout,
@@ -301,6 +308,8 @@ class Upgrader:
         service = self.service
         announced, self._announced = self._announced, False
         rolled_back = isinstance(error, RolledBack)
+        service.ledger.past["upgrades"] += 1
+        service.ledger.past["failed"] += 1
         self._note("rolled back" if rolled_back else "failed", str(error), number, began)
         if service.owner:
             service.become("serving")

@@ -29,6 +29,7 @@ VERBS = {
     "stop": "end a service in good order",
     "hurry": "end at once what drains",
     "status": "say who serves at a handoff path, and how",
+    "metrics": "print what a running service counts, as Prometheus reads it",
     "unit": "print what a service manager needs to run such a service",
     "doctor": "say what this machine can do, and what that means",
 }

@@ -81,6 +81,7 @@ MODULES = (
     "system.fds",
     "system.hearing",
     "system.kin",
+    "system.memory",
     "system.native",
     "system.notify",
     "system.paths",

@@ -7,7 +7,7 @@ import socket
 from ..health import Health
 from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
-from .run import SERVING
+from .report import status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class MasterHealth(Health):
             self._is_ready,
             self._described,
             master.say,
+            metrics=lambda: status(master),
             listeners=[*bound, *(sock for sock, listens in pairs if listens)],
             guests=[sock for sock, listens in pairs if not listens],
             path=path,
@@ -57,9 +58,7 @@ class MasterHealth(Health):
         self.withdraw()
 
     def _is_ready(self) -> bool:
-        """Whether new connections are answered, and welcome."""
-        master = self._master
-        return master.state == SERVING and master.current is not None and master.current.alive
+        return self._master.wants_traffic
 
     def _described(self) -> dict[str, Any]:
         master = self._master

@@ -25,6 +25,8 @@ from ..errors import (
 )
 from ..signals import StopRequests
 from ..system.environment import GENERATION, connections_of
+from ..system.fds import close_all
+from ..system.memory import open_counters
 from ..system.paths import connect_control
 from ..system.processes import adopted, become_subreaper, members, reap_all, variable_of
 from . import journal, resume
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..control import Endpoint
+    from ..ledger import Ledger
     from ..system.pidfile import Pidfile
     from ..system.process import Process
     from .adopting import Adopting
@@ -110,6 +113,7 @@ class Master:
         self.watcher: Watcher | None = None  # of where new releases appear
         self.upgrades = 0
         self.failures = 0
+        self.ledger: Ledger | None = None  # once a generation counts
         self._stops = StopRequests()
         self.ending = Ending(self)
         self.giver = Giver(self)
@@ -312,6 +316,8 @@ class Master:
         # First, so that what follows has descriptors, if it was for want of them that nothing could be started.
         self.giver.close()
         self.store.close()
+        if self.ledger is not None:
+            self.ledger.close()
         self._close_outlets()
         if self.endpoint is not None and self.options.path is not None:
             if self._journal_is_ours:
@@ -498,6 +504,29 @@ class Master:
         options = self.configure()
         return options if self.watcher is None else self.watcher.pinned(options, release)
 
+    @property
+    def wants_traffic(self) -> bool:
+        """Whether new connections are answered, and welcome."""
+        return self.state == SERVING and self.current is not None and self.current.alive
+
+    def count(self, run: Run) -> None:
+        """From here on what the generation counts is known, if it does, however it ends."""
+        for pid in run.pids:
+            if self.ledger is None:
+                found = open_counters(pid, lambda _: True)
+                if not found:
+                    continue
+                close_all(found)
+                self.restore_counted({})
+            if self.ledger is not None:
+                run.counted.update(self.ledger.watch_process(pid))
+
+    def restore_counted(self, past: dict[str, int]) -> None:
+        from ..ledger import Ledger  # late: most programs do not count
+
+        self.ledger = Ledger()
+        self.ledger.restore(past)
+
     # --- upgrade --------------------------------------------------------------------------------------------
 
     def refusal(self) -> str:
@@ -641,6 +670,7 @@ class Master:
     def switched_to(self, run: Run) -> None:
         """New connections go to another generation from now on: whoever asked to be told is. What becomes of that changes
         nothing."""
+        self.count(run)
         if run.options.post_switch:
             self.spawn(self._post_switch(run))
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 def status(master: Master) -> dict[str, Any]:
+    for run in master.runs:
+        master.count(run)
     slot = master.current.slot if master.current is not None else 0
     upgrading = master.rollout is not None and master.state == "serving"
     return {
@@ -41,6 +43,12 @@ def status(master: Master) -> dict[str, Any]:
         "generations": [*master.history, *(describe(master, run) for run in master.runs)],
         "last_upgrade": master.rollout.summary() if master.rollout is not None else master.last_upgrade,
         "releases": master.watcher.status() if master.watcher is not None else None,
+        "ready": master.wants_traffic,
+        "totals": {
+            **(master.ledger.totals() if master.ledger is not None else {}),
+            "upgrades": master.upgrades,
+            "failed": master.failures,
+        },
         "warnings": [master.shortage] if master.shortage else [],
         "counters": {
             "upgrades": master.upgrades,
@@ -54,13 +62,15 @@ def status(master: Master) -> dict[str, Any]:
 def describe(master: Master, run: Run) -> dict[str, Any]:
     """One generation. How many connections it accepted is not known of a program that does not count them."""
     ended = run.exit
+    if run.counted and master.ledger is not None:
+        run.accepted = max(run.accepted or 0, master.ledger.counters(run.counted).accepted)
     return {
         "number": run.number,
         "pids": run.pids,
         "state": run.state,
         "since": run.since,
         "active": master.connections(run) if run.alive else 0,
-        "accepted": None,
+        "accepted": run.accepted,
         "share": run.share,
         "deadline": run.time_left() if run.alive else None,
         "exit": None if ended is None or run.alive else {"status": ended.status, "signal": ended.signal},

@@ -64,6 +64,7 @@ def snapshot(master: Master) -> dict[str, Any]:
         "failures": master.failures,
         "coalesced": master.coalesced,
         "recycled": master.recycled,
+        "counted": master.ledger.summary() if master.ledger is not None else None,
         "more_workers": master.more_workers,
         "last_upgrade": master.rollout.summary() if master.rollout is not None else master.last_upgrade,
         "history": list(master.history),
@@ -311,6 +312,8 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
     master.since = state["since"]
     master.upgrades, master.failures = state["upgrades"], state["failures"]
     master.recycled = state.get("recycled", 0)
+    if state.get("counted") is not None:
+        master.restore_counted(state["counted"])
     master.coalesced, master.more_workers = state.get("coalesced", 0), state.get("more_workers", 0)
     master.last_upgrade = state["last_upgrade"]
     master.history.extend(state["history"])
@@ -331,6 +334,7 @@ def _restore(master: Master, state: dict[str, Any], alive: dict[int, list[Proces
         for process in processes:
             run.adopt(process, leaving=process.pid in entry.get("leaving", ()))
         master.runs.append(run)
+        master.count(run)
     if not master.runs:
         return
     current = next((run for run in master.runs if run.number == state["current"]), None)

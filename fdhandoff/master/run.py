@@ -66,6 +66,8 @@ class Run:
         self.state = STARTING
         self.since = time.time()
         self.share = 0.0
+        self.counted: set[int] = set()  # where its processes count, by inode, if they do
+        self.accepted: int | None = None  # as of the last look there
         self.release = ""  # what it is called, where anybody said
         self.accepted_before = 0
         self.deadline: float | None = None

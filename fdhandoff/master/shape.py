@@ -88,6 +88,7 @@ _STATE = {
     "failures": int,
     "coalesced?": int,
     "recycled?": int,
+    "counted?": ({"accepted": int, "finished": int, "forced": int, "refused": int}, None),
     "more_workers?": int,
     "last_upgrade": (_UPGRADE, None),
     "history": [_ENDED],

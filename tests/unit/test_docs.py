@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fdhandoff
-from fdhandoff import errors
+from fdhandoff import errors, metrics
 from fdhandoff.system import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +53,13 @@ def test_each_public_method_of_a_service_is_described() -> None:
 @pytest.mark.parametrize("name", [*environment.FOR_ONE_PROCESS, environment.RUNTIME_DIR])
 def test_each_variable_is_described(name: str) -> None:
     assert f"`{name}" in page("reference/environment.md")
+
+
+@pytest.mark.parametrize("family", metrics.FAMILIES, ids=lambda family: family.name)
+def test_each_metric_is_described(family: metrics.Family) -> None:
+    name = f"{family.name}_total" if family.kind == "counter" else family.name
+    labels = ", ".join(f"`{label}`" for label in ("service", *family.labels))
+    assert f"| `{name}` | {family.kind} | {labels} | {family.help} |" in page("reference/metrics.md")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
