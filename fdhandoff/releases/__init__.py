@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 GROUP = "fdhandoff.releases"
-OURS = ("file", "symlink")
+OURS = {"file": "file", "symlink": "symlink", "http": "http", "https": "http"}  # and the modules that have them
 _TAG_MAX = 64
 _TAG_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
 
@@ -89,7 +89,7 @@ def make(text: str, settings: Settings) -> Source:
     """The source that ``--watch`` names."""
     word, where = split(text)
     if word in OURS:
-        found: type[Source] = import_module(f".{word}", __name__).SOURCE
+        found: type[Source] = import_module(f".{OURS[word]}", __name__).SOURCE
         return found(where, settings)
     from importlib.metadata import entry_points
 

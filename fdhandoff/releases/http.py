@@ -1,0 +1,188 @@
+"""``https://…``, ``http://…``: one file on a web server, an archive or what is run as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from importlib import import_module
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit, urlunsplit
+
+from ..system.environment import WATCH_AUTHORIZATION as AUTHORIZATION
+from . import Found, Settings, Source, SourceError, tag_of
+from .unpacking import is_archive, stem, unpack
+from .verification import Verification
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from typing import Any
+
+TRIES = 5
+BACKOFF_SECONDS = 0.5  # before the second try, and doubled before each further one
+_REDIRECTS = 5
+_CONNECT_SECONDS, _READ_SECONDS = 15.0, 30.0
+_PART = 1 << 18
+_BESIDE_MAX = 1 << 20
+_PROGRESS_SECONDS = 10.0
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+
+
+class HttpSource(Source):
+    def __init__(self, where: str, settings: Settings) -> None:
+        super().__init__(where, settings)
+        self.url = urlsplit(where)
+        if not self.url.hostname:
+            raise SourceError(f"{where!r} names no host")
+        if self.url.username or self.url.password:
+            raise SourceError(f"a password in a URL is seen by everybody: put what is to be sent into {AUTHORIZATION}")
+        self.name = PurePosixPath(self.url.path).name
+        if not self.name or self.name in (".", ".."):
+            raise SourceError(f"{where!r} names no file")
+        self._verification = Verification(settings.verify) if settings.verify else None
+        self._client = Client()
+
+    def look(self, state: Mapping[str, Any]) -> Found:
+        asked = {}
+        if state.get("identity"):
+            if state.get("etag"):
+                asked["If-None-Match"] = state["etag"]
+            if state.get("modified"):
+                asked["If-Modified-Since"] = state["modified"]
+        with self._client.get(self.where, asked) as answer:
+            if answer.status == 304 and state.get("identity"):
+                return self._found(state)
+            etag, modified = answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", "")
+            length = answer.headers.get("Content-Length", "")
+        if etag or modified:
+            whole = hashlib.sha256(f"{self.where}\0{etag}\0{modified}\0{length}".encode())
+            return self._found({"identity": f"validator:{whole.hexdigest()}", "etag": etag, "modified": modified})
+        whole = hashlib.sha256()
+        for part in self._client.download(self.where, "", self.settings):
+            whole.update(part)
+        return self._found({"identity": f"content:{whole.hexdigest()}"})
+
+    def _found(self, state: Mapping[str, Any]) -> Found:
+        digits = state["identity"].partition(":")[2][:12]
+        return Found(state["identity"], tag_of(f"{stem(self.name)[:48]}-{digits}"), dict(state))
+
+    def fetch(self, found: Found, into: Path) -> Path:
+        artefact = into / self.name
+        whole = hashlib.sha256()
+        with artefact.open("xb") as file:
+            for part in self._client.download(self.where, found.state.get("etag", ""), self.settings):
+                whole.update(part)
+                file.write(part)
+        if found.identity.startswith("content:") and found.identity != f"content:{whole.hexdigest()}":
+            raise SourceError(f"{self.where} changed while it was fetched")
+        if self._verification is not None:
+            self._verification.check(artefact, self._beside)
+        else:
+            self.settings.say(f"{self.name} is NOT VERIFIED: whoever can change it on its way runs what they like here")
+        if not is_archive(self.name):
+            artefact.chmod(0o755)
+            return artefact
+        release = into / "release"
+        unpack(artefact, release, self.settings.size_max)
+        return release
+
+    def _beside(self, name: str, suffix: str) -> bytes:
+        """The file called ``name`` in the same place, or ours with ``suffix``."""
+        path = str(PurePosixPath(self.url.path).with_name(name)) if name else self.url.path + suffix
+        url = urlunsplit(self.url._replace(path=path))
+        data = b""
+        for part in self._client.download(url, "", Settings(size_max=_BESIDE_MAX)):
+            data += part
+        return data
+
+
+class Client:
+    """What urllib3 does, with our patience, and our sentences."""
+
+    def __init__(self) -> None:
+        try:
+            self._urllib3: Any = import_module("urllib3")
+        except ImportError:
+            raise SourceError("to watch a URL the package urllib3 is needed: pip install 'fdhandoff[http]'") from None
+        self._pools: dict[str, Any] = {}
+
+    def get(self, url: str, headers: Mapping[str, str]) -> Any:
+        """An answer that is 200, 206 or 304, whose body is yet to be read. Tried again where that may help."""
+        pause = BACKOFF_SECONDS
+        for left in range(TRIES - 1, -1, -1):
+            try:
+                answer = self._request(url, headers)
+            except self._urllib3.exceptions.HTTPError as error:
+                problem = self._in_words(error)
+            else:
+                if answer.status in (200, 206, 304):
+                    return answer
+                problem = f"it answered {answer.status}"
+                answer.close()
+                if answer.status not in _AGAIN:
+                    break
+            if left:
+                time.sleep(pause)
+                pause *= 2
+        raise SourceError(f"{url} can't be had: {problem}")
+
+    def download(self, url: str, etag: str, settings: Settings) -> Iterator[bytes]:
+        """Its whole content, in parts. One that breaks off is gone on with where it did, if the server can tell that it is the
+        same still."""
+        done, tries, said = 0, TRIES, time.monotonic()
+        strong = etag if etag and not etag.startswith("W/") else ""
+        while True:
+            headers = {"Range": f"bytes={done}-", "If-Range": strong} if done else {}
+            answer = self.get(url, headers)
+            with answer:
+                if done and not (
+                    answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+                ):
+                    raise SourceError(f"{url} broke off after {done} bytes, and the server can't go on there")
+                if etag and answer.headers.get("ETag", etag) != etag:
+                    raise SourceError(f"{url} changed while it was fetched")
+                try:
+                    for part in answer.stream(_PART, decode_content=False):
+                        done += len(part)
+                        if done > settings.size_max:
+                            raise SourceError(
+                                f"{url} has more than the {settings.size_max} bytes that --fetch-max allows"
+                            )
+                        yield part
+                        if time.monotonic() - said > _PROGRESS_SECONDS:
+                            said = time.monotonic()
+                            settings.say(f"{done} bytes of {answer.headers.get('Content-Length', 'unknown')} fetched")
+                    return
+                except self._urllib3.exceptions.HTTPError as error:
+                    tries -= 1
+                    if not tries or not strong:
+                        raise SourceError(f"{url} broke off after {done} bytes: {self._in_words(error)}") from None
+                    time.sleep(BACKOFF_SECONDS)
+
+    def _request(self, url: str, headers: Mapping[str, str]) -> Any:
+        retries = self._urllib3.Retry(total=_REDIRECTS, connect=0, read=0, status=0, other=0, redirect=_REDIRECTS)
+        ours = {"User-Agent": "fdhandoff", "Accept-Encoding": "identity", **headers}
+        if AUTHORIZATION in os.environ:  # not sent on to another host: see Retry.remove_headers_on_redirect
+            ours["Authorization"] = os.environ[AUTHORIZATION]
+        return self._pool(url).request("GET", url, headers=ours, retries=retries, preload_content=False)
+
+    def _pool(self, url: str) -> Any:
+        """By way of the proxy that the environment names for it, if any."""
+        from urllib.request import getproxies, proxy_bypass
+
+        parts = urlsplit(url)
+        proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
+        if proxy not in self._pools:
+            timeout = self._urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS)
+            make = self._urllib3.ProxyManager if proxy else self._urllib3.PoolManager
+            self._pools[proxy] = make(*[proxy] * bool(proxy), timeout=timeout)
+        return self._pools[proxy]
+
+    def _in_words(self, error: Any) -> str:
+        reason = getattr(error, "reason", None) or error
+        return str(reason).rpartition(": ")[2] or type(reason).__name__
+
+
+SOURCE = HttpSource

@@ -1,0 +1,93 @@
+"""A web server for releases, as good or as bad as a test wants it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Web:
+    """``files`` by path. ``validators``: "both", "modified" or "none". ``cuts``: how many more bodies break off in the middle;
+    ``errors``: how many more answers are 503. ``asked``: the requests, as (path, headers, status)."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
+        self.validators = "both"
+        self.cuts = 0
+        self.errors = 0
+        self.longer = 0
+        self.asked: list[tuple[str, dict[str, str], int]] = []
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                try:
+                    web.answer(self)
+                except OSError:
+                    self.close_connection = True  # it had seen enough
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def put(self, name: str, data: bytes) -> None:
+        """With its checksum, which is there first."""
+        self.files[f"/{name}.sha256"] = f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode()
+        self.files[f"/{name}"] = data
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        status, headers, body, cut = self._decide(request)
+        self.asked.append((request.path, dict(request.headers), status))
+        request.send_response(status)
+        for name, value in headers.items():
+            request.send_header(name, value)
+        if status != 304:
+            request.send_header("Content-Length", str(len(body) + self.longer))
+        request.end_headers()
+        request.wfile.write(body[: len(body) // 2] if cut else body)
+        request.close_connection = cut or bool(self.longer)
+
+    def _decide(self, request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes, bool]:
+        if request.path in self.redirects:
+            return 302, {"Location": self.redirects[request.path]}, b"", False
+        if self.errors:
+            self.errors -= 1
+            return 503, {}, b"", False
+        data = self.files.get(request.path)
+        if data is None:
+            return 404, {}, b"", False
+        digest = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+        headers = {
+            "both": {"ETag": digest, "Last-Modified": "Thu, 26 Nov 2026 00:00:00 GMT"},
+            "modified": {
+                "Last-Modified": f"Thu, 26 Nov 2026 00:{int(digest[1:4], 16) % 60:02}:{int(digest[4:7], 16) % 60:02} GMT"
+            },
+            "none": {},
+        }[self.validators]
+        asked = request.headers
+        if "ETag" in headers and asked.get("If-None-Match") == digest:
+            return 304, headers, b"", False
+        if "ETag" not in headers and headers and asked.get("If-Modified-Since") == headers["Last-Modified"]:
+            return 304, headers, b"", False
+        cut = self.cuts > 0 and not request.path.endswith((".sha256", ".minisig"))
+        self.cuts -= cut
+        if asked.get("Range") and asked.get("If-Range") == digest:
+            start = int(asked["Range"].removeprefix("bytes=").rstrip("-"))
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            return 206, headers, data[start:], cut
+        return 200, headers, data, cut
