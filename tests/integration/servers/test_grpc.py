@@ -26,7 +26,7 @@ class Server(Running):
 
 
 class Calls:
-    """Clients with a channel each that call without a pause, and retry nothing. ``answers`` by generation, ``failures`` by
+    """Clients with a channel each that call without a pause, and repeat no call. ``answers`` by generation, ``failures`` by
     kind."""
 
     def __init__(self, address: tuple[str, int], clients: int = 4) -> None:
@@ -69,8 +69,8 @@ class Calls:
 
 
 def channel(target: str) -> Any:
-    # Each with connections of its own, and without the retries that gRPC makes by itself.
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
+    # With connections of its own. What gRPC does with a call that had not left when a GOAWAY came is part of following it.
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     return grpc.insecure_channel(target, options)
 
 
