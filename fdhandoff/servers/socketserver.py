@@ -202,8 +202,12 @@ def _handed(base: Any, service: Service, ssl_context: ssl.SSLContext | None) -> 
         def _stays(self) -> bool:
             return ssl_context is not None or not self.server.handoff.departure.hopeful
 
+        def ends(self) -> bool:
+            """Whether the connection ends with the answer that is given now."""
+            return service.draining and self._stays()
+
         def end_headers(self) -> None:
-            if service.draining and self._stays() and not self.close_connection:
+            if self.ends() and not self.close_connection:
                 self.send_header("Connection", "close")
             super().end_headers()
 

@@ -109,7 +109,8 @@ class Client:
         body = self._take(length)
         if " 200 " not in f"{lines[0]} ":
             raise ConnectionError(lines[0])
-        self.ended = headers.get("connection", "").lower() == "close"
+        kept = "close" if lines[0].startswith("HTTP/1.0") else "keep-alive"
+        self.ended = headers.get("connection", kept).lower() == "close"
         return int(body.split()[1])
 
     def ask(self, path: str = "/", **request: Any) -> int:

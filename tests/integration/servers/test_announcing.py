@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ PROGRAMS = {
     "gunicorn sync": ("gunicorn", [*_GUNICORN, "sync", "--workers", "2"]),
     "gunicorn gthread": ("gunicorn", [*_GUNICORN, "gthread", "--threads", "8"]),
     "gunicorn asgi": ("gunicorn", [word.replace("wsgi", "app") for word in _GUNICORN] + ["asgi"]),
+    "flask": ("flask", ["flask", "--app", "tests.integration.servers.on_flask", "run", "--port", "{port}"]),
+    "wsgiref": ("wsgiref", ["on_wsgiref.py"]),
     "twisted": ("twisted", ["on_twisted.py"]),
     "daphne": ("daphne", ["daphne", "-v", "0", "-b", "127.0.0.1", "-p", "{port}", ASGI]),
 }
@@ -102,10 +105,11 @@ def test_what_is_under_way_is_finished_where_it_is(name: str, tmp_path: Path) ->
         clients = [stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(4)]
         slow, big, posting, halved = clients
         slow.send("/slow/3")
-        big.send("/big")
         posting.send("/", method="POST", body=b"x" * 16_000, part=slice(0, 8000))
         halved.send("/", part=slice(0, 7))
         inside(tmp_path, 4)
+        big.send("/big")
+        assert big.sock.recv(1, socket.MSG_PEEK)
         new = Server(name, tmp_path, port)
         with stopping(new):
             new.serves(2)

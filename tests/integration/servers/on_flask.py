@@ -1,0 +1,19 @@
+"""A Flask application; answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+
+from __future__ import annotations
+
+import time
+
+from flask import Flask, request
+
+app = Flask(__name__)
+
+
+@app.route("/", defaults={"path": ""}, methods=["GET", "POST"])
+@app.route("/<path:path>", methods=["GET", "POST"])
+def answer(path: str) -> bytes:
+    size = len(request.get_data())
+    if path.startswith("slow/"):
+        time.sleep(float(path[5:]))
+    generation = request.environ["fdhandoff"].generation.number
+    return f"app {generation} {size}".encode() + b" " * (500_000 if path == "big" else 0)
