@@ -269,7 +269,7 @@ def _announcing(channel: Any, service: Service) -> None:
     write_headers = channel.writeHeaders
 
     def announcing(version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
-        if service.draining and channel.persistent and not channel._dataBuffer:
+        if service.draining and channel.persistent and not any(channel._dataBuffer):
             channel.persistent = False
             if not isinstance(headers, Headers):
                 headers = Headers({name: [value] for name, value in headers})

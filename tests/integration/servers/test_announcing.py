@@ -138,6 +138,27 @@ def test_the_last_one_announces_the_end_and_finishes(name: str, tmp_path: Path) 
         assert only.ends() == 0, only.text()
 
 
+@pytest.mark.parametrize("name", ["twisted", "daphne"], indirect=True)
+def test_the_answer_to_a_body_announces_the_end_as_well(name: str, tmp_path: Path) -> None:
+    """Otherwise its connection stays until the grace period is over, and is cut."""
+    port = free_port()
+    only = Server(name, tmp_path, port)
+    with stopping(only), contextlib.ExitStack() as stack:
+        only.serves(1)
+        client = stack.enter_context(contextlib.closing(Client(("127.0.0.1", port))))
+        assert client.ask("/", method="POST", body=b"x" * 16_000) == 1
+        assert not client.ended
+        only.signal(signal.SIGTERM)
+        only.says("stopping: SIGTERM")
+        # The answers of the last moment before the reactor hears of it do not say it yet.
+        wait_for(
+            lambda: client.ended or (client.ask("/", method="POST", body=b"x" * 16_000) == 1 and client.ended),
+            "the end to be announced",
+        )
+        assert only.ends() == 0, only.text()
+        assert "cut at the deadline" not in only.text()
+
+
 def inside(folder: Path, count: int) -> None:
     def seen() -> Any:
         return status(folder / "h.sock")["generations"][0]["active"] == count
