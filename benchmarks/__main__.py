@@ -1,4 +1,5 @@
-"""Runs the benchmarks and prints one table. ``--check`` exits with 1 when a claim does not hold here and now."""
+"""Runs the benchmarks and prints one table. ``--check`` exits with 1 when a claim does not hold here and now.
+``swaps`` counts what clients lose instead, and has options of its own."""
 
 from __future__ import annotations
 
@@ -16,6 +17,10 @@ MODULES = ("gate", "accept", "channel", "ready", "cost", "upgrade", "windows", "
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["swaps"]:
+        from .swaps import main as swaps
+
+        return swaps(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(MODULES)}; all of them by default")
     parser.add_argument("--turns", type=int, default=9, help="how often each way is measured (default: 9)")

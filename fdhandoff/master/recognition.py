@@ -315,9 +315,11 @@ def recognise(command: Sequence[str], binds: Sequence[str], choice: str = AUTO) 
 def _expectation(server: Server, asked: Asked) -> tuple[str, str]:
     """What clients see, and the words that make it nothing."""
     expects, adapter = server.expects, server.adapter
-    worker = (asked.value("-k", "--worker-class") or "") if server.names[0] == "gunicorn" else ""
-    if "uvicorn" in worker.lower():
-        expects = CLOSED  # it closes as uvicorn does
+    package = __name__.rpartition(".master.")[0]
+    if server.names[0] == "gunicorn":
+        worker = asked.value("-k", "--worker-class") or ""
+        if "uvicorn" in worker.lower() and not worker.startswith(f"{package}."):
+            expects, adapter = CLOSED, "gunicorn_uvicorn"  # it closes as uvicorn does
     try:
         with open(
             os.path.join(os.path.dirname(os.path.dirname(__file__)), "servers", f"{adapter}.py"), encoding="utf-8"
@@ -325,7 +327,9 @@ def _expectation(server: Server, asked: Asked) -> tuple[str, str]:
             program = "__main__" in file.read()
     except OSError:
         return expects, ""
-    module = f"{__name__.rpartition('.master.')[0]}.servers.{adapter}"
+    module = f"{package}.servers.{adapter}"
+    if adapter == "gunicorn_uvicorn":
+        return expects, f"-k {module}.Worker"
     return expects, f"python -m {module}" if program else f"{module} in its place in the program"
 
 

@@ -1,0 +1,364 @@
+"""What clients lose when a server is swapped again and again: as it is, and with its adapter.
+
+``plain``: a parent passes one TCP listener as descriptor 3, starts the next generation, waits until it answers, and tells
+the old one to finish. ``run``: the same command under the kernel switch. ``adapter``: the server's adapter, under ``run``.
+Clients of all kinds (``pressure.py``) are there all the time; then ``wrk`` with 8 connections that are never idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fdhandoff import HandoffError, ask
+from fdhandoff.deadline import after
+from fdhandoff.master.recognition import recognise
+from fdhandoff.system import environment
+from fdhandoff.system.process import Process, spawn
+
+from .measure import C_PROGRAMS, ROOT, as_installed
+from .servers import PATIENCE, free_port, get, wait_for
+from .swapped import SOURCES, UNMODIFIED, Server, adapters, environment as of_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WAYS = ("plain", "run", "adapter")
+#: How long a generation may go on with kept-alive connections before it is told to end.
+GRACE = 2.0
+#: How many old ones may be ending at once, by a plain descriptor, and how long the oldest is waited for then.
+ENDING, ENDING_SECONDS = 8, 15.0
+_WRK_SECONDS = 600
+
+
+class Plain:
+    """A parent with one listener for all generations."""
+
+    def __init__(self, server: Server, folder: Path, port: int) -> None:
+        self.server, self.folder, self.port = server, folder, port
+        self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # As a parent does that knows what becomes of them otherwise.
+        self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.listener.setblocking(False)
+        self.listener.bind(("127.0.0.1", port))
+        self.listener.listen(2048)
+        self.command = server.command(folder)
+        self.known = recognise(self.command, [f"127.0.0.1:{port}"])
+        self.number = 0
+        self.killed = 0
+        self.old: list[Process] = []
+        self.log = open(folder / "log", "ab")  # noqa: SIM115 - as long as it lives
+        self.process = self._next()
+
+    def _next(self) -> Process:
+        self.number += 1
+        self.server.deploy(self.folder, self.port, self.number)
+        environ = {**as_installed(), **of_folder(self.folder), **self.known["env"], **environment.compose(["http"])}
+        if self.known["conventions"]:
+            environ["NGINX"] = "3;"
+        environ[environment.GENERATION] = str(self.number)
+        log = self.log.fileno()
+        process = spawn(
+            self.command,
+            fds={0: 0, 1: log, 2: log, 3: self.listener.fileno()},
+            env=environ,
+            cwd=str(self.folder),
+            own_group=1,
+        )
+        try:
+            wait_for(lambda: self._answers(process), f"generation {self.number}")
+        except BaseException:
+            kill(process)
+            raise
+        return process
+
+    def _answers(self, process: Process) -> bool:
+        if not process.alive():
+            raise SystemExit(f"generation {self.number} ended before it answered: {tail(self.folder)}")
+        try:
+            return f"app {self.number} " in get(self.port)
+        except OSError:
+            return False
+
+    def swap(self) -> None:
+        old, self.process = self.process, self._next()
+        old.signal(getattr(signal, self.known["signal"] or "SIGTERM"))
+        self.old.append(old)
+        while len(self.old) > ENDING:
+            self._bury(self.old.pop(0))
+
+    def _bury(self, process: Process) -> None:
+        if process.wait(after(ENDING_SECONDS)) is None:
+            self.killed += 1
+        kill(process)
+
+    def settle(self) -> None:
+        while self.old:
+            self._bury(self.old.pop(0))
+
+    def close(self) -> None:
+        for process in [*self.old, self.process]:
+            kill(process)
+        self.listener.close()
+        self.log.close()
+
+
+class Mastered:
+    """``run``, and ``upgrade``."""
+
+    def __init__(self, server: Server, folder: Path, port: int) -> None:
+        self.server, self.folder, self.port = server, folder, port
+        self.path = str(folder / "master.sock")
+        self.number = 1
+        self.killed = 0
+        server.deploy(folder, port, 1)
+        words = [
+            "--path", self.path, "--bind", f"http=127.0.0.1:{port}", "--ready", "http:/", "--settle", "0.2",
+            "--probation", "0.2", "--grace", str(GRACE), "--kill-after", str(ENDING_SECONDS), "--max-draining", "20",
+            "--directory", str(folder),
+        ]  # fmt: skip
+        with open(folder / "log", "ab") as log:
+            self.master = subprocess.Popen(
+                [sys.executable, "-m", "fdhandoff", "run", *words, *server.options, "--", *server.command(folder)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**as_installed(), **of_folder(folder)},
+            )  # fmt: skip
+        try:
+            wait_for(self._serves, "the first generation")
+        except BaseException:
+            self.close()
+            raise
+
+    def _serves(self) -> bool:
+        if self.master.poll() is not None:
+            raise SystemExit(f"run ended: {tail(self.folder)}")
+        try:
+            return bool(self._status()["state"] == "serving")
+        except HandoffError:
+            return False
+
+    def _status(self) -> dict[str, Any]:
+        return ask(self.path, "status", timeout=PATIENCE)
+
+    def swap(self) -> None:
+        self.number += 1
+        self.server.deploy(self.folder, self.port, self.number)
+        ask(self.path, "upgrade", {"wait": True}, timeout=90)
+
+    def settle(self) -> None:
+        wait_for(lambda: sum(bool(one["pids"]) for one in self._status()["generations"]) == 1, "the old ones' end")
+        self.killed = (self.folder / "log").read_text(errors="replace").count("it is killed")
+
+    def close(self) -> None:
+        if self.master.poll() is None:
+            try:
+                ask(self.path, "hurry", timeout=PATIENCE)
+            except HandoffError:
+                pass
+            self.master.terminate()
+            try:
+                self.master.wait(20)
+            except subprocess.TimeoutExpired:
+                self.master.kill()
+                self.master.wait()
+
+
+def kill(process: Process) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait(after(5.0))
+    process.close()
+
+
+def tail(folder: Path) -> str:
+    return "\n".join((folder / "log").read_text(errors="replace").splitlines()[-12:])
+
+
+def prepared() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="fdhandoff-swaps-"))
+    folder.chmod(0o755)  # nginx reads as somebody else
+    for name, text in SOURCES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def measure(server: Server, way: str, swaps: int, wrk_swaps: int) -> dict[str, Any]:
+    """One server, one way."""
+    make: Callable[[Server, Path, int], Plain | Mastered] = Plain if way == "plain" else Mastered
+    began = time.monotonic()
+    found: dict[str, Any] = {}
+    for what, count in (("clients", swaps), ("wrk", wrk_swaps if shutil.which("wrk") else 0)):
+        if not count:
+            continue
+        folder, port = prepared(), free_port()
+        held = make(server, folder, port)
+        try:
+            found |= under_pressure(held, count) if what == "clients" else under_wrk(held, count)
+        finally:
+            held.close()
+            shutil.rmtree(folder, ignore_errors=True)
+    return {**found, "seconds": round(time.monotonic() - began, 1)}
+
+
+def under_pressure(held: Plain | Mastered, swaps: int) -> dict[str, Any]:
+    clients = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.pressure", "127.0.0.1", str(held.port)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    try:
+        for _ in range(swaps):
+            held.swap()
+        held.settle()
+        output, _ = clients.communicate(timeout=90)
+    finally:
+        clients.kill()
+        clients.wait()
+    return {"swaps": swaps, **json.loads(output), "killed": held.killed}
+
+
+def under_wrk(held: Plain | Mastered, swaps: int) -> dict[str, Any]:
+    counter = held.folder / "connects"
+    counter.write_bytes(bytes(8))
+    with open(counter, "r+b") as file, mmap.mmap(file.fileno(), 8) as memory:
+
+        def connects() -> int:
+            return int(struct.unpack("=Q", memory[:])[0])
+
+        words = ["wrk", "-t1", "-c8", f"-d{_WRK_SECONDS}", "--timeout", "20", f"http://127.0.0.1:{held.port}/"]
+        wrk = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "LD_PRELOAD": preload(), "CONNECTS": str(counter)},
+        )
+        try:
+            wait_for(lambda: connects() >= 8, "wrk's connections")  # one of its own, and eight
+            time.sleep(0.5)
+            before = connects()
+            for _ in range(swaps):
+                held.swap()
+            held.settle()
+            again = connects() - before
+            wrk.send_signal(signal.SIGINT)
+            output, _ = wrk.communicate(timeout=60)
+        finally:
+            wrk.kill()
+            wrk.wait()
+    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output)
+    other = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
+    requests = re.search(r"(\d+) requests in", output)
+    if requests is None:
+        raise SystemExit(f"wrk said nothing that can be read: {output!r}")
+    return {
+        "wrk": {
+            "swaps": swaps,
+            "requests": int(requests[1]),
+            "errors": dict(zip(("connect", "read", "write", "timeout"), map(int, errors.groups()), strict=True))
+            if errors
+            else {},
+            "bad": int(other[1]) if other else 0,
+            "reconnects": again,
+        }
+    }
+
+
+_preloaded = ""
+
+
+def preload() -> str:
+    global _preloaded
+    if not _preloaded:
+        _preloaded = os.path.join(tempfile.mkdtemp(prefix="fdhandoff-bench-"), "connects.so")
+        command = [os.environ.get("CC", "cc"), "-std=c11", "-O2", "-shared", "-fPIC", "-D_GNU_SOURCE"]
+        subprocess.run([*command, str(C_PROGRAMS / "connects.c"), "-o", _preloaded, "-ldl"], check=True)
+    return _preloaded
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+KEPT = ("busy", "idle", "big", "post")
+HEAD = (
+    "| server | how | swaps | requests | one to a connection | kept alive | silent, half-sent | connected again "
+    "| `wrk`: requests | read errors | connected again |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(name: str, way: str, found: dict[str, Any]) -> str:
+    def failed(*kinds: str) -> str:
+        kinds_of: dict[str, int] = {}
+        for kind in kinds:
+            for how, count in found["failures"].get(kind, {}).items():
+                kinds_of[how] = kinds_of.get(how, 0) + count
+        said = ", ".join(f"{count} {how}" for how, count in sorted(kinds_of.items(), key=lambda item: -item[1]))
+        return said or "0"
+
+    killed = f"; {found['killed']} killed" if found["killed"] else ""
+    wrk = found.get("wrk")
+    cells = [
+        name, f"{way}{killed}", str(found["swaps"]), f"{sum(found['answers'].values()):,}", failed("one-shot", "slow"),
+        failed(*KEPT), failed("silent", "half"), str(found["reconnects"]),
+        *([""] * 3 if wrk is None else [
+            f"{wrk['requests']:,} in {wrk['swaps']}", str(sum(wrk["errors"].values()) + wrk["bad"]), str(wrk["reconnects"])
+        ]),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def chosen(names: list[str], ways: list[str]) -> Iterator[tuple[str, str, Server]]:
+    with_adapter = adapters()
+    for name in names or [*UNMODIFIED, *(name for name in with_adapter if name not in UNMODIFIED)]:
+        for way in ways:
+            server = (with_adapter if way == "adapter" else UNMODIFIED).get(name)
+            if server is not None:
+                yield name, way, server
+
+
+def main(arguments: list[str]) -> int:
+    with_adapter = adapters()
+    known = sorted({*UNMODIFIED, *with_adapter})
+    parser = argparse.ArgumentParser(prog="python -m benchmarks swaps", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="SERVER", help=f"which: {', '.join(known)}; all of them by default")
+    parser.add_argument("--swaps", type=int, default=50, help="how often each is swapped (default: 50)")
+    parser.add_argument("--wrk-swaps", type=int, default=10, help="how often under wrk (default: 10; 0 leaves it out)")
+    parser.add_argument("--way", action="append", choices=WAYS, help="plain, run or adapter; all of them by default")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(known):
+        parser.error(f"no such server: {', '.join(sorted(unknown))}")
+    if options.swaps < 1:
+        parser.error("--swaps is a number from 1 on")
+    results = []
+    if not options.json:
+        print(HEAD, flush=True)
+    for name, way, server in chosen(options.names, options.way or list(WAYS)):
+        if not server.there():
+            print(f"{name} is left out: {server.needs} is not installed", file=sys.stderr)
+            continue
+        try:
+            found = measure(server, way, options.swaps, options.wrk_swaps)
+        except (SystemExit, HandoffError, TimeoutError) as error:  # the others are measured all the same
+            print(f"{name} ({way}) could not be measured: {error}", file=sys.stderr)
+            continue
+        results.append({"server": name, "way": way, **found})
+        if not options.json:
+            print(row(name, way, found), flush=True)
+    if options.json:
+        machine = {"python": platform.python_version(), "kernel": platform.release(), "cpus": os.cpu_count()}
+        print(json.dumps({"schema": 1, "machine": machine, "swaps": results}, indent=1))
+    return 0
