@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 GROUP = "fdhandoff.releases"
-OURS = {"file": "file", "symlink": "symlink", "http": "http", "https": "http"}  # and the modules that have them
+OURS = {
+    "file": "file",
+    "symlink": "symlink",
+    "http": "http",
+    "https": "http",
+    "git": "git",
+}  # and the modules that have them
 _TAG_MAX = 64
 _TAG_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
 

@@ -136,3 +136,27 @@ def run(*words: str) -> None:
 
 
 PUBLISHERS.update({"http": Http, "http-signed": HttpWithoutValidators})
+
+
+class Git(Publisher):
+    """A branch of a repository on this machine."""
+
+    words = ("{release}/server.py",)
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        needs("git")
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.source = f"git:{self.folder}#main"
+
+    def git(self, *words: str) -> None:
+        identity = ("-c", "user.name=somebody", "-c", "user.email=somebody@example")
+        run("git", "-C", str(self.folder), *identity, *words)
+
+    def publish(self, name: str, fault: str = "", *how: str) -> None:
+        (self.folder / "server.py").write_text(script(name, fault))
+        self.git("add", "server.py")
+        self.git(*how, "commit", "--quiet", "-m", name)
+
+
+PUBLISHERS["git"] = Git

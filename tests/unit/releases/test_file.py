@@ -100,7 +100,7 @@ def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
 def test_a_source_is_found_by_its_word() -> None:
     assert split("https://host/x") == ("https", "https://host/x")
     assert split("file:/a:b") == ("file", "/a:b")
-    with pytest.raises(SourceError, match="there is no source 'nowhere': there are file, symlink, http, https"):
+    with pytest.raises(SourceError, match="there is no source 'nowhere': there are file, symlink, http, https, git"):
         make("nowhere:x", SETTINGS)
 
 
