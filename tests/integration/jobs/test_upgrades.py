@@ -23,6 +23,8 @@ from ..master import Service
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: So many jobs wait or are under way at most: who is slow has not more to catch up on in the end.
+BACKLOG = 30
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -56,7 +58,8 @@ class Spool:
 
     def _feed(self) -> None:
         while not self._over.wait(0.05) and self.fed < 20_000:
-            self.add()
+            if self.claimed() - self.done().total() + len(os.listdir(self.folder / "new")) < BACKLOG:
+                self.add()
 
     def add(self) -> str:
         name = f"{self.fed:05}"
@@ -82,8 +85,12 @@ class Spool:
         """Everything that was fed, exactly once."""
         self._over.set()
         self._feeder.join(DEADLINE)
-        wait_for(lambda: self.done().total() >= self.fed, "the last jobs")
-        assert self.done() == Counter(f"{number:05}" for number in range(self.fed))
+        every = {f"{number:05}" for number in range(self.fed)}
+        try:
+            wait_for(lambda: not every - self.done().keys(), "the last jobs")
+        except AssertionError:
+            raise AssertionError(f"not done: {sorted(every - self.done().keys())}; {self.log()[-4000:]}") from None
+        assert self.done() == Counter(every)
 
     def log(self) -> str:
         file = self.folder / "log"
