@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from .deadline import after, passed
 from .errors import HandoffError
 from .gate import Gate
 from .generation import Generation
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, MutableMapping, Sequence
     from typing import Any
 
+    from .accept import AcceptLoop
     from .connection import CountedSocket
     from .control import Reply
+    from .counters import Counters
     from .listener import Connection
+
+_LOOK_SECONDS = 0.02  # how often a drain looks whether it is over
 
 
 class PreforkWorker:
@@ -39,9 +44,11 @@ class PreforkWorker:
         grace: float | None,
         number: int = 1,
         directory: str = "",
+        gate: Gate | None = None,
         log: Callable[[str], object] | None = None,
     ) -> None:
-        self.gate = Gate()
+        self.gate = gate or Gate()
+        self._own_gate = gate is None
         self.grace = grace
         self.generation = Generation(number, os.getpid(), start_time(os.getpid()))
         self.verdict = ""
@@ -49,7 +56,9 @@ class PreforkWorker:
         self.crossing = Crossing(directory, appoints=False)
         self._listeners = list(listeners)
         self._log = log or self._to_stderr
-        self._ended, self._hurry = Wake(), Wake()
+        self._ended = Wake()
+        self._hurried = False
+        self._accepting: list[AcceptLoop] = []
         self._finished_before = 0
         self._began = 0.0
 
@@ -101,14 +110,18 @@ class PreforkWorker:
     ) -> str:
         import asyncio
 
-        from .accept import AcceptLoop
+        from .accept import AcceptLoop as Loop
 
         chosen = self._listeners if listeners is None else list(listeners)
-        with AcceptLoop(chosen, self.gate, handler, **options) as loop:
-            while not self.draining:
-                await loop.run_async()
-                if not self.draining:
-                    await asyncio.sleep(REOPEN_SECONDS)
+        with Loop(chosen, self.gate, handler, **options) as loop:
+            self._accepting.append(loop)
+            try:
+                while not self.draining:
+                    await loop.run_async()
+                    if not self.draining:
+                        await asyncio.sleep(REOPEN_SECONDS)
+            finally:
+                self._accepting.remove(loop)
         return self.verdict
 
     @property
@@ -127,14 +140,17 @@ class PreforkWorker:
         if not self.verdict:
             self.verdict = "stop"
             self._began = time.monotonic()
-            self._finished_before = self.gate.counters.finished
-            self.gate.close()
+            self._finished_before = self._counters.finished
+            for loop in self._accepting:
+                loop.stop()
+            if self._own_gate:
+                self.gate.close()
             self._ended.set()
 
     def hurry(self) -> None:
         """Drain no longer."""
         self.stop()
-        self._hurry.set()
+        self._hurried = True
 
     async def wait_async(self) -> str:
         import asyncio
@@ -152,24 +168,25 @@ class PreforkWorker:
     async def drain_async(self) -> DrainReport:
         import asyncio
 
-        loop, hurried = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self._hurry.fileno(), hurried.set)
-        empty, fast = loop.create_task(self.gate.wait_async(self.grace)), loop.create_task(hurried.wait())
-        try:
-            await asyncio.wait({empty, fast}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            loop.remove_reader(self._hurry.fileno())
-            for task in (empty, fast):
-                task.cancel()
-            await asyncio.gather(empty, fast, return_exceptions=True)
-        finished = self.gate.counters.finished - self._finished_before
-        report = DrainReport(finished, self.gate.active, time.monotonic() - self._began)
+        deadline = after(self.grace)
+        while self._counters.active and not passed(deadline) and not self._hurried:
+            self.gate.settle()
+            await asyncio.sleep(_LOOK_SECONDS)
+        counters = self._counters
+        finished = counters.finished - self._finished_before
+        report = DrainReport(finished, counters.active, time.monotonic() - self._began)
         if report.forced:
             self.say(f"drained in {report.seconds:.1f}s: {report.forced} connections cut at the deadline")
         return report
+
+    @property
+    def _counters(self) -> Counters:
+        """Of this process alone."""
+        if self._own_gate:
+            return self.gate.counters
+        return next(slot.counters for slot in self.gate.slots() if slot.pid == os.getpid())
 
     def close(self) -> None:
         self.crossing.close(final=False)
         self.gate.release()
         self._ended.close()
-        self._hurry.close()

@@ -34,6 +34,7 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs hypercorn: pip install 'hypercorn>=0.18' ({error})") from None
 
 from ..adapting import address_of, service_name, split
+from ..crew import run_crew
 from ..errors import HandoffError
 from ..passage import Passage
 from ..service import Service
@@ -45,11 +46,14 @@ if TYPE_CHECKING:
 
     from hypercorn.config import Config
 
+    from ..prefork import PreforkWorker
+
 # Where graceful_timeout does not say it: hypercorn's three seconds are short for what is under way.
 _GRACE_SECONDS = 30.0
 _RESTART = 1012  # RFC 6455's registry: service restart
 _ALL_STREAMS = 2**31 - 1
 _PING = b"fdhandof"
+_NOT_STARTED = (NoAppError, LifespanFailureError, LifespanTimeoutError)
 # Names of listeners that speak without TLS although there is a certificate.
 _INSECURE = "insecure"
 
@@ -61,8 +65,9 @@ def run(config: Config, *, handoff_name: str = "", handoff_path: str = "", hando
     finds the ``Service`` in its lifespan's state, as ``scope["state"]["fdhandoff"]``. ``config.graceful_timeout`` (30 s where
     it is not set) is the longest drain.
 
-    ``ValueError`` for what can't be: ``workers`` and the reloader, which start processes of their own; trio; QUIC. Raises what
-    ``Service`` and the application raise.
+    With ``config.workers`` above 1 so many processes serve, whose application finds a ``PreforkWorker`` there: its generation,
+    whether it drains. ``ValueError`` for what can't be: the reloader, trio, QUIC. Raises what ``Service`` and the application
+    raise.
     """
     _check(config)
     if config.worker_class not in ("asyncio", "uvloop"):
@@ -74,12 +79,25 @@ def run(config: Config, *, handoff_name: str = "", handoff_path: str = "", hando
         loop_factory = uvloop.new_event_loop
     with _service(config, config.application_path, handoff_name, handoff_path, handoff_probation) as service:
         bound = _bind(service, config)
-        app = load_application(config.application_path, config.wsgi_max_body_size)
 
-        async def main(**_: Any) -> None:
-            await _Host(service, app, config, bound).serve()
+        def work(service: Service | PreforkWorker) -> None:
+            app = load_application(config.application_path, config.wsgi_max_body_size)
 
-        _run(main, debug=config.debug, loop_factory=loop_factory)
+            async def main(**_: Any) -> None:
+                await _Host(service, app, config, bound).serve()
+
+            _run(main, debug=config.debug, loop_factory=loop_factory)
+
+        def in_a_child(member: PreforkWorker) -> None:
+            try:
+                work(member)
+            except _NOT_STARTED as error:
+                print(f"fdhandoff: {error}", file=sys.stderr)
+                sys.exit(1)
+
+        if config.workers > 1:
+            return run_crew(service, [*bound[0], *bound[1]], config.workers, in_a_child)
+        work(service)
     return 0
 
 
@@ -104,8 +122,6 @@ async def serve(
 def _check(config: Config) -> None:
     if config.use_reloader:
         raise ValueError("the reloader is for development: use hypercorn itself for that")
-    if config.workers > 1:
-        raise ValueError("workers are processes of the master: fdhandoff-cli run --workers N -- …")
     if config.quic_bind:
         raise ValueError("QUIC can't be served here: its connections are known to one process alone")
 
@@ -154,7 +170,7 @@ class _Host:
 
     def __init__(
         self,
-        service: Service,
+        service: Service | PreforkWorker,
         app: Any,
         config: Config,
         bound: tuple[list[socket.socket], list[socket.socket]],
@@ -402,7 +418,7 @@ def main() -> int:
         ours, words = split(sys.argv[1:])
         sys.modules["hypercorn.__main__"].run = partial(run, **ours)  # type: ignore[attr-defined]
         return int(hypercorn.__main__.main(words))
-    except (ValueError, HandoffError, NoAppError, LifespanFailureError, LifespanTimeoutError) as error:
+    except (ValueError, HandoffError, *_NOT_STARTED) as error:
         print(f"fdhandoff: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 

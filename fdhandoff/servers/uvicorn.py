@@ -21,6 +21,7 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs uvicorn: pip install 'uvicorn>=0.54' ({error})") from None
 
 from ..adapting import address_of, listeners_of, service_name, split
+from ..crew import run_crew
 from ..errors import HandoffError
 from ..passage import Passage
 from ..service import Service
@@ -54,16 +55,14 @@ def run(
     application finds the ``Service`` in its lifespan's state, as ``scope["state"]["fdhandoff"]``. Raises what ``Service``
     raises; ``SystemExit`` (3) where the application does not start.
 
-    uvicorn's ``reload`` and ``workers`` start processes of their own, which this does not: ``ValueError``. Use
-    ``fdhandoff-cli run --workers``.
+    With ``workers`` above 1 so many processes serve, whose application finds a ``PreforkWorker`` there: its generation, whether
+    it drains. uvicorn's ``reload`` is refused: ``ValueError``.
     """
     if app_dir is not None:
         sys.path.insert(0, app_dir)
     config = uvicorn.Config(app, **options)
     if config.should_reload:
         raise ValueError("reload is for development: use uvicorn itself for that")
-    if config.workers > 1:
-        raise ValueError("workers are processes of the master: fdhandoff-cli run --workers N -- …")
     grace = config.timeout_graceful_shutdown
     with Service(
         handoff_name or service_name(app, "uvicorn"),
@@ -71,8 +70,13 @@ def run(
         probation=handoff_probation,
         grace=_GRACE_SECONDS if grace is None else float(grace),
     ) as service:
-        listeners_of(service, "http", _address(config))
-        Server(config, service).run()
+        listeners = listeners_of(service, "http", _address(config))
+        if config.workers == 1:
+            Server(config, service).run()
+            return
+        status = run_crew(service, listeners, config.workers, lambda member: Server(config, member).run())
+    if status:
+        sys.exit(status)
 
 
 def _address(config: uvicorn.Config) -> str:

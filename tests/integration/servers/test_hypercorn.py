@@ -52,7 +52,6 @@ def test_a_websocket_is_told_to_come_again(tmp_path: Path) -> None:
     ("options", "status", "why"),
     [
         (["--reload"], 2, "the reloader is for development"),
-        (["--workers", "2"], 2, "fdhandoff-cli run --workers"),
         (["--worker-class", "trio"], 2, "only asyncio and uvloop"),
         (["--quic-bind", "127.0.0.1:0"], 2, "QUIC"),
         (["--bind", "fd://3"], 2, "LISTEN_FDS"),
