@@ -1,4 +1,5 @@
-"""The clients of the swaps, as a program: all kinds at once, none retries. Runs until its standard input ends, and prints JSON.
+"""The clients of the swaps, as a program: all kinds at once, none retries. Says ``begun`` once each kind
+has had an answer, runs until its standard input ends, and prints JSON.
 
 A request fails when it was sent, in whole or in part, and no whole answer came. A connection that the server had closed before
 anything was sent on it is no failure, if the client could know: it connects again, and that is counted. The silent ones say
@@ -43,6 +44,7 @@ class Pressure:
         self.failures: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
         self.reconnects: Counter[str] = Counter()
         self.unannounced = 0
+        self.begun = False
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -67,6 +69,9 @@ class Pressure:
                     connection.ask(path, body, kept, PAUSES.get(kind, 0.0), silent=kind == "silent"), PATIENCE
                 )
                 self.answers[kind] += 1
+                if not self.begun and set(self.answers) == set(KINDS):
+                    self.begun = True
+                    print("begun", flush=True)
             except (OSError, Failed, EOFError, asyncio.TimeoutError) as error:
                 self.failures[kind][describe(error)] += 1
                 ended = True

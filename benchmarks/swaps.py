@@ -13,6 +13,7 @@ import mmap
 import os
 import platform
 import re
+import select
 import shutil
 import signal
 import socket
@@ -222,6 +223,10 @@ def under_pressure(held: Plain | Mastered, swaps: int) -> dict[str, Any]:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     try:
+        assert clients.stdout is not None
+        if not select.select([clients.stdout], [], [], PATIENCE)[0]:
+            raise TimeoutError("the clients had no answers")
+        clients.stdout.readline()
         for _ in range(swaps):
             held.swap()
         held.settle()
