@@ -108,7 +108,8 @@ class Service:
     ``/ready`` answers 200 while the service is to get traffic, else 503, and ``/live`` 200 (default: ``$FDHANDOFF_HEALTH``);
     ``health_file``: a file that is there while ``/ready`` would be 200 (default: ``$FDHANDOFF_HEALTH_FILE``).
     ``pre_stop_delay``: seconds between that turning false and the drain, in which connections are still accepted. ``log``:
-    called with each line (default: standard error).
+    called with each line (default: standard error). ``on_event``: called with each step as a record, in whatever thread it
+    happens: see docs/reference/events.md.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Service:
         health_file: str | os.PathLike[str] = "",
         pre_stop_delay: float = 0.0,
         log: Callable[[str], object] | None = None,
+        on_event: Callable[[dict[str, Any]], object] | None = None,
     ) -> None:
         self.name = check_name(name)
         self.command = list(command) if command is not None else own_command()
@@ -157,6 +159,7 @@ class Service:
         self.orphaned = False
         self.verdict: str = ""
         self._log = log or self._to_stderr
+        self._on_event = on_event
         self._state_hook: Callable[[], bytes] | None = None
         self._since = time.time()
         self._lock = threading.Lock()
@@ -404,6 +407,7 @@ class Service:
             self._interim.see_off()
         took = f", taken over from {self._takeover.peer}" if self._takeover is not None else ""
         self.say(f"generation {self.generation.number} serves{took}")
+        self.event("generation.serves", since=self._since)
         background.told_ready()
         self.hooks.after("ready")
         if self.wait(0):  # it came while the commit was under way: too late to refuse the service
@@ -574,6 +578,7 @@ class Service:
         limit = self.grace if grace is not None and grace < 0 else grace
         self.hooks.before("drain")
         began = self._drain_began or time.monotonic()
+        self.event("drain.begun", why=self.verdict)
         self.gate.close()
         deadline = after(limit)
         while not self._drained_within(deadline):
@@ -588,6 +593,7 @@ class Service:
             f"drained in {format_duration(report.seconds)}: {report.finished} finished"
             + (f", {report.forced} cut at the deadline" if report.forced else "")
         )
+        self.event("drain.ended", finished=report.finished, forced=report.forced, seconds=report.seconds)
         self.hooks.after("drain")
         return report
 
@@ -925,7 +931,10 @@ class Service:
             self._stops.forget()
             self.upgrader.interrupt.clear()
             self.say(f"stop ({why}) was vetoed: {error}")
+            self.event("stop.vetoed", why=why, reason=str(error))
             return
+        if self.state_word not in (DRAINING, STOPPED):
+            self.event("stop.begun", why=why)
         if self.state_word == STARTING:
             self.say(f"stopping before it is ready: {why}")
             self.verdict = "stop"
@@ -995,6 +1004,17 @@ class Service:
 
     def say(self, line: str) -> None:
         self._log(f"{self.name}[{os.getpid()}]: {line}")
+
+    def event(self, event: str, /, **fields: Any) -> None:
+        """One of ``events.EVENTS``. What the application's function does wrong is shown, and changes nothing."""
+        if self._on_event is None or self._is_child:
+            return
+        from .events import record
+
+        try:
+            self._on_event(record(event, self.name, self.generation.number, fields))
+        except Exception:
+            sys.excepthook(*sys.exc_info())
 
     @staticmethod
     def _to_stderr(line: str) -> None:

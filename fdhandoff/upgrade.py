@@ -87,6 +87,8 @@ class Upgrader:
         child: Process | None = None
         try:
             service.hooks.before("upgrade")
+            self._begun(number, "upgrade")
+            self._step("start", number, began)
             service.tell(lambda manager: manager.reloading(f"starting generation {number}"))
             self._announced = True
             assert service.path is not None
@@ -101,6 +103,7 @@ class Upgrader:
                 extra={} if service.same_pid else service.for_successor,
             )
             service.say(f"generation {number} started (pid {child.pid})")
+            self._step("ready", number, began)
             handed = self._hand_over(*self._await_taker(child), child)
         except BaseException as error:
             if isinstance(error, RolledBack) and child is not None and child.alive():
@@ -200,6 +203,8 @@ class Upgrader:
             except HandoffError as error:
                 self._refuse(conversation, str(error))
                 return
+            self._begun(number, f"pid {conversation.peer.pid} came for it")
+            self._step("ready", number, began)
             handed = self._hand_over(conversation, hello, None)
         except Exception as error:
             self._failed(error, number, began)
@@ -212,7 +217,7 @@ class Upgrader:
 
     def _hand_over(self, conversation: Conversation, hello: Hello, child: Process | None) -> Handed:
         service = self.service
-        self._conversation = conversation
+        self._conversation, began = conversation, time.monotonic()
         conversation.wake_fd = self.interrupt.fileno()
         handoff: Handoff | None = None
         try:
@@ -221,10 +226,12 @@ class Upgrader:
             handoff.offer(hello)
             service.hooks.after("offer")
             handoff.await_ready()
+            self._step("switch", handoff.handed.generation.number, began)
             self._commit(handoff, child)
             # If it dies, what it counted still counts.
             service.ledger.watch_process(handoff.handed.peer.pid)
             service.become("probation")
+            self._step("probation", handoff.handed.generation.number, began)
             service.say(
                 f"{handoff.handed.generation} serves; this process stays for {format_duration(service.probation)}"
             )
@@ -327,6 +334,12 @@ class Upgrader:
         self.service.say(f"handed over to {handed.generation} in {format_duration(time.monotonic() - began)}")
         self.service.finish("handed over")
 
+    def _begun(self, number: int, asked: str) -> None:
+        self.service.event("upgrade.begun", **{"from": self.service.generation.number}, to=number, asked=asked)
+
+    def _step(self, step: str, number: int, began: float) -> None:
+        self.service.event("upgrade.step", to=number, step=step, seconds=time.monotonic() - began)
+
     def _note(self, result: str, reason: str, number: int, began: float) -> None:
         self.last = {
             "result": result,
@@ -335,6 +348,11 @@ class Upgrader:
             "to": number,
             "seconds": time.monotonic() - began,
         }
+        told = {name: self.last[name] for name in ("from", "to", "seconds")}
+        if result == "done":
+            self.service.event("upgrade.done", **told)
+        else:
+            self.service.event("upgrade.failed", **told, result=result, reason=reason)
 
 
 def _died(child: Process) -> SuccessorDied:

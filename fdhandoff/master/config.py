@@ -284,6 +284,8 @@ SETTINGS = [
             "holds the master's pid while it runs; that of another live process is respected"),
     Setting("log", _text, "FILE", "standard output and error", "/var/log/app.log",
             "append the master's and the command's output to this file, and open it anew at USR1"),
+    Setting("log-format", one_of("text", "json"), "FORMAT", "text", "json",
+            "how the master says what happens: sentences, or an event a line"),
     Setting("health", _address, "ADDRESS", "none", "127.0.0.1:8001",
             "answer HTTP there: /ready is 200 while the service is to get traffic, else 503; /live is 200"),
     Setting("health-file", _text, "FILE", "none", "/run/app/ready", "a file that is there while /ready would be 200"),
@@ -308,7 +310,7 @@ _BY_NAME = {setting.name: setting for setting in [*SETTINGS, *ADOPTION]}
 _FIXED = (
     "name", "path", "switch", "takeover", "source", "adopt", "old_signal", "kill_old",
     "max_draining", "ready_fd", "health", "health_file", "socket_mode", "socket_group", "allow_uids",
-    "pidfile", "log", "watch", "releases",
+    "pidfile", "log", "log_format", "watch", "releases",
 )  # fmt: skip
 
 

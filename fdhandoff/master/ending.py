@@ -39,6 +39,7 @@ class Ending:
             return
         master.state = STOPPING
         master.changed()
+        master.event("stop.begun", why=why)
         master.say(f"stopping: {why}")
         master.announcer.stopping()
         master.spawn(self._stop(limit))
@@ -101,6 +102,7 @@ class Ending:
         master.changed()
         limit = master.options.grace if grace is None else grace
         until = f"for at most {format_duration(limit)}" if limit is not None else "as long as it takes"
+        master.event("drain.begun", why=why)
         master.say(f"draining, {until}: {why}")
         master.announcer.stopping()
         master.spawn(self._drain(limit))

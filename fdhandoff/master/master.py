@@ -87,7 +87,8 @@ class Master:
         self._given = list(given)
         self.configure = configure
         self.options = configure()
-        self.say = say
+        self.tells_events = self.options.log_format == "json"
+        self.say = say if not self.tells_events else lambda text: self.event("message", text=str(text))
         self.loop = Loop()
         self.outlets: list[Outlet] = []
         self.current: Run | None = None
@@ -504,6 +505,16 @@ class Master:
         options = self.configure()
         return options if self.watcher is None else self.watcher.pinned(options, release)
 
+    def event(self, event: str, number: int | None = None, /, **fields: Any) -> None:
+        """One of ``events.EVENTS``, of generation ``number`` (default: the one that serves)."""
+        if not self.tells_events:
+            return
+        from ..events import record, write  # late: most masters speak in sentences
+
+        if number is None:
+            number = self.current.number if self.current is not None else 0
+        write(record(event, self.options.name, number, fields))
+
     @property
     def wants_traffic(self) -> bool:
         """Whether new connections are answered, and welcome."""
@@ -591,6 +602,15 @@ class Master:
         if self.watcher is not None:
             self.watcher.trying(new)
         self.announcer.reloading()
+        told = {"from": rollout.old.number, "to": new.number}
+        self.event("upgrade.begun", **told, asked=asked)
+        rollout.watchers.append(
+            lambda one: (
+                self.event("upgrade.step", to=new.number, step=one["step"], seconds=one["seconds"])
+                if one["event"] == "step" and one["step"]
+                else None
+            )
+        )
         self.say(f"upgrade from {rollout.old} to {new} begins: {asked}")
         return self.spawn(self._upgrade(rollout, change, before))
 
@@ -612,7 +632,12 @@ class Master:
         else:
             change.done()
         finally:
-            self.last_upgrade = rollout.summary()
+            last = self.last_upgrade = rollout.summary()
+            ended = {name: last[name] for name in ("from", "to", "seconds")}
+            if last["result"] == "done":
+                self.event("upgrade.done", **ended)
+            else:
+                self.event("upgrade.failed", **ended, result=last["result"], reason=last["reason"])
             self.rollout = None
             if self.watcher is not None:
                 self.watcher.decided(rollout, failure)
@@ -670,6 +695,7 @@ class Master:
     def switched_to(self, run: Run) -> None:
         """New connections go to another generation from now on: whoever asked to be told is. What becomes of that changes
         nothing."""
+        self.event("generation.serves", run.number, since=run.since)
         self.count(run)
         if run.options.post_switch:
             self.spawn(self._post_switch(run))
@@ -700,6 +726,13 @@ class Master:
                 for outlet in self.outlets if not self.giver.committed else ():
                     outlet.leave(run.slot)
                 self.history.append(describe(self, run))
+                how = run.exit
+                self.event(
+                    "generation.ended",
+                    run.number,
+                    status=how.status if how is not None else None,
+                    signal=how.signal if how is not None else None,
+                )
                 self.changed()
                 # An upgrade's tasks and whoever watched it know each other. Python would let that pile up for a long time in a
                 # process that does nothing for days, and memory that is given back late is given back in holes.

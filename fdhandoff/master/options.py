@@ -254,6 +254,7 @@ class Options:
         "last_lines",
         "limits",
         "log",
+        "log_format",
         "max_draining",
         "name",
         "no_new_privileges",
@@ -357,6 +358,7 @@ class Options:
         self.chroot = ""
         self.limits: list[Limit] = []
         self.no_new_privileges = False
+        self.log_format = "text"
         self.health = ""
         self.health_file = ""
         self.socket_mode = 0o600

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fdhandoff
-from fdhandoff import errors, metrics
+from fdhandoff import errors, events, metrics
 from fdhandoff.system import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def test_each_public_method_of_a_service_is_described() -> None:
     text = page("reference/api.md")
     internal = {
         "become", "check_turn", "claim_turn", "finish", "forget_in_child", "make_state", "offer_again", "say", "take_back",
-        "tell", "tell_health", "answers_for_health",
+        "tell", "tell_health", "answers_for_health", "event",
     }  # fmt: skip
     names = [name for name in vars(fdhandoff.Service) if not name.startswith("_") and name not in internal]
     assert [name for name in names if not re.search(rf"`{name}\b", text)] == []
@@ -53,6 +53,12 @@ def test_each_public_method_of_a_service_is_described() -> None:
 @pytest.mark.parametrize("name", [*environment.FOR_ONE_PROCESS, environment.RUNTIME_DIR])
 def test_each_variable_is_described(name: str) -> None:
     assert f"`{name}" in page("reference/environment.md")
+
+
+@pytest.mark.parametrize("event", events.EVENTS)
+def test_each_event_is_described(event: str) -> None:
+    fields = ", ".join(f"`{field}`" for field in events.EVENTS[event])
+    assert re.search(rf"^\| `{re.escape(event)}` \| [^|]+ \| {fields} \|", page("reference/events.md"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("family", metrics.FAMILIES, ids=lambda family: family.name)
