@@ -22,6 +22,7 @@ PROGRAMS = {
     "socketserver": [sys.executable, str(HERE / "threaded.py"), "http"],
     "aiohttp": [sys.executable, str(HERE / "on_aiohttp.py")],
     "tornado": [sys.executable, str(HERE / "on_tornado.py")],
+    "cheroot": [sys.executable, str(HERE / "on_cheroot.py")],
     "django": [sys.executable, str(HERE / "on_django.py")],
     "waitress": [sys.executable, str(HERE / "on_waitress.py")],
     "asyncio": [sys.executable, str(HERE / "on_asyncio.py"), "protocol"],

@@ -1,0 +1,191 @@
+"""cheroot, upgraded without a failed request: ``Server(bind_addr, app, …).start()`` with this module's ``Server`` in place of
+``cheroot.wsgi.Server``, and ``python -m fdhandoff.servers.cheroot …`` in place of ``cheroot …``, with its own options.
+
+A connection that rests moves to the new generation. Where nobody takes it, answers say ``Connection: close``.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+try:
+    from cheroot import cli, server as http, wsgi
+    from cheroot.makefile import MakeFile
+except ImportError as error:  # pragma: no cover - said to whoever runs it
+    raise ImportError(f"this needs cheroot: pip install 'cheroot>=11' ({error})") from None
+
+from ..adapting import address_of, listeners_of, service_name, split, with_service
+from ..connection import CountedSocket
+from ..departure import Departure
+from ..errors import GateClosed, HandoffError
+from ..gated import GatedListener
+from ..listener import Connection
+from ..service import Service
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+
+
+# Its stubs know little of what is used here.
+_cli: Any = cli
+_Server: Any = wsgi.Server
+_Request: Any = http.HTTPRequest
+_Connection: Any = http.HTTPConnection
+
+
+class Server(_Server):  # type: ignore[misc]
+    """cheroot's WSGI server as a generation of a service: ``start()`` returns once a newer one serves and all is finished here,
+    or once it is told to stop; what is inside then may take ``grace`` seconds (``None``: for ever). It serves one listener,
+    the first. The application finds the ``Service`` as ``environ["fdhandoff"]``."""
+
+    def __init__(
+        self,
+        bind_addr: Any,
+        wsgi_app: Any,
+        *arguments: Any,
+        handoff_name: str = "",
+        handoff_path: str = "",
+        handoff_probation: float = 5.0,
+        grace: float | None = 30.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(bind_addr, wsgi_app, *arguments, **options)
+        self._application = wsgi_app
+        self._handoff: dict[str, Any] = {"path": handoff_path, "probation": handoff_probation, "grace": grace}
+        self._handoff_name = handoff_name or service_name(None, "cheroot")
+
+    def start(self) -> None:
+        """Raises what ``Service`` raises."""
+        with Service(self._handoff_name, **self._handoff) as service:
+            self.service, self.departure = service, Departure(service)
+            self.wsgi_app = with_service(self._application, service)
+            self.ConnectionClass = _connection_class(self)
+            self._listener = listeners_of(service, "http", self._address())[0]
+            self.prepare()
+            expire = self._connections._expire
+            self._connections._expire = partial(self._look_after, expire)
+            if self.ssl_adapter is None:
+                service.receive_connections(self._take)
+            else:
+                service.drains_when_asked()
+            service.ready()
+            watcher = threading.Thread(target=self._watch, name="fdhandoff-cheroot", daemon=True)
+            watcher.start()
+            self.serve()
+            watcher.join()
+
+    def _address(self) -> str:
+        backlog = f"backlog={self.request_queue_size}"
+        if isinstance(self.bind_addr, (str, bytes)):
+            path = self.bind_addr if isinstance(self.bind_addr, str) else self.bind_addr.decode()
+            return f"unix:{path}?mode=0777&{backlog}"
+        return f"{address_of(*self.bind_addr[:2])}?{backlog}"
+
+    def bind(self, *_: Any) -> Any:
+        """Nothing: the service has the listener."""
+        self.socket = GatedListener(self._listener, self.service.gate)
+        self.bind_addr = self.resolve_real_bind_addr(self.socket)
+        return self.socket
+
+    def bind_unix_socket(self, _: Any) -> Any:
+        return self.bind()
+
+    def _watch(self) -> None:
+        service = self.service
+        service.wait()
+        report = service.drain()
+        moved = self.departure.moved
+        service.say(f"{moved} connections moved on, {report.finished - moved} ended here")
+        self.stop()
+
+    # --- connections come and go --------------------------------------------------------------------------------
+
+    def ends(self) -> bool:
+        """Whether a connection ends with the answer that is given now."""
+        return self.service.draining and (self.ssl_adapter is not None or not self.departure.hopeful)
+
+    def put_conn(self, conn: Any) -> None:
+        """In a worker's thread: it has answered, and the connection is kept."""
+        if not (self.service.draining and not conn.rfile.has_data() and self._give([conn])):
+            super().put_conn(conn)
+
+    def _look_after(self, expire: Any, threshold: float) -> None:
+        """In the thread that waits for them, every now and then: those that rest move."""
+        expire(threshold)
+        if self.service.draining:
+            selector = self._connections._selector
+            resting = [(fd, one) for fd, one in selector.connections if one is not self]
+            for fd, _ in resting:
+                selector.unregister(fd)
+            gone = self._give([one for _, one in resting])
+            for _, one in resting:
+                if one not in gone:
+                    self._connections.put(one)
+
+    def _give(self, connections: list[Any]) -> set[Any]:
+        """Those that have moved."""
+        if not connections or self.ssl_adapter is not None or not self.departure.hopeful:
+            return set()
+        offered = {id(one.socket): one for one in connections}
+        for one in self.departure.give([Connection("connection", one.socket) for one in connections]):
+            del offered[id(one.target)]
+        for one in offered.values():  # without a shutdown, which its new owner would feel
+            one.rfile.close()
+            one.wfile.close()
+            one.socket.close()
+        return set(offered.values())
+
+    def _take(self, connections: Iterable[Connection]) -> None:
+        """What an older generation gives; in a thread of its own."""
+        for connection in connections:
+            sock: socket.socket = connection.target
+            try:
+                counted = CountedSocket(sock, self.service.gate)
+            except GateClosed:
+                self.departure.pass_on(connection)  # we drain already: it goes on to where ours go
+                continue
+            try:
+                counted.settimeout(self.timeout)
+                address = counted.getpeername()
+            except OSError:
+                counted.close()  # the client has hung up
+                continue
+            taken = self.ConnectionClass(self, counted, MakeFile)
+            if not isinstance(self.bind_addr, (str, bytes)):
+                taken.remote_addr, taken.remote_port = address[:2]
+            taken.ssl_env = {}
+            self.put_conn(taken)
+
+
+def _connection_class(server: Server) -> type:
+    class Request(_Request):  # type: ignore[misc]
+        def send_headers(self) -> None:
+            if server.ends():
+                self.close_connection = True
+            super().send_headers()
+
+    class Kept(_Connection):  # type: ignore[misc]
+        RequestHandlerClass = Request
+
+    return Kept
+
+
+def main() -> None:
+    """cheroot's own command line, our options taken out."""
+    try:
+        ours, words = split(sys.argv[1:])
+        ours.setdefault("handoff_name", service_name(words[0] if words else "", "cheroot"))
+        sys.argv[1:] = words
+        _cli.Application.server = lambda application, words: Server(**application.server_args(words), **ours)
+        _cli.main()
+    except (ValueError, HandoffError) as error:
+        print(f"fdhandoff: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+if __name__ == "__main__":
+    main()
