@@ -11,7 +11,6 @@ listener: the gate counts jobs instead of connections.
 from __future__ import annotations
 
 import argparse
-import subprocess
 from pathlib import Path
 
 from fdhandoff import Service
@@ -30,7 +29,7 @@ def accept(spool: Path) -> Path | None:
 
 def run(job: Path, jobs: Jobs) -> None:
     """In a thread of its own. What is signalled to our process group does not reach the script, and it does not outlive us."""
-    status = subprocess.run(["sh", "-e", str(job)], check=False, **jobs.shielded()).returncode
+    status = jobs.popen(["sh", "-e", str(job)]).wait()
     job.rename(job.with_suffix(".failed" if status else ".done"))
 
 

@@ -25,6 +25,7 @@ from .shielding import Shield
 
 if TYPE_CHECKING:
     import asyncio
+    import subprocess
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from concurrent.futures import Executor
     from multiprocessing.context import BaseContext
@@ -465,6 +466,11 @@ class Jobs:
         and a mark in its environment (``env``, default: ours), by which it and all that it starts is ended: at the deadline by
         TERM and then KILL, at ``close`` and when this process dies, of whatever, by KILL."""
         return self._shield.keywords(env)
+
+    def popen(self, command: Any, **options: Any) -> subprocess.Popen[Any]:
+        """``subprocess.Popen`` with that. What a signal to our group ends in the moment in which it is forked and has no
+        session of its own yet is started again."""
+        return self._shield.popen(command, options)
 
     def context(self, method: str = "spawn") -> BaseContext:
         """``multiprocessing`` whose processes are shielded in the same way; each also ends its own group when this one dies.

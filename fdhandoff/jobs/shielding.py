@@ -24,12 +24,14 @@ from ..errors import HandoffError
 from ..successor import BLOCKED
 from ..system import shield
 from ..system.process import Process, start_time
+from ..system.processes import has_executed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
 _GUARD_SECONDS = 5.0
+_ATTEMPTS = 10
 
 
 class Shield:
@@ -50,6 +52,18 @@ class Shield:
         self._used = True
         self._watch()
         return {"start_new_session": True, "env": {**(os.environ if env is None else env), shield.MARK: self._mark}}
+
+    def popen(self, command: Any, options: dict[str, Any]) -> subprocess.Popen[Any]:
+        """Started again where a signal to our group came before it had its own session, that is, before it was a program."""
+        keywords = self.keywords(options.pop("env", None))
+        for _ in range(_ATTEMPTS):
+            process = subprocess.Popen(command, **options, **keywords)
+            # Nobody has waited for it, so its number is its own, also when it has ended.
+            if has_executed(process.pid) or not os.path.isdir("/proc/self"):
+                return process
+            with process:  # closes its pipes, and waits
+                pass
+        return process
 
     def _watch(self) -> None:
         """A guard stands by, from before there is anything to guard."""

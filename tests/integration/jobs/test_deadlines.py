@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fdhandoff.jobs.shielding import Shield
 from fdhandoff.system.process import lives
 from fdhandoff.system.slots import Slots
 
@@ -132,8 +133,6 @@ def guards(pid: int) -> list[str]:
 
 
 def test_a_guard_that_was_killed_is_replaced_by_the_next_subprocess(tmp_path: Path) -> None:
-    from fdhandoff.jobs.shielding import Shield
-
     shield = Shield()
     shield.keywords()
     (first,) = guards(os.getpid())
@@ -145,3 +144,24 @@ def test_a_guard_that_was_killed_is_replaced_by_the_next_subprocess(tmp_path: Pa
     shield.close()
     assert process.wait(DEADLINE) == -signal.SIGKILL
     assert not guards(os.getpid())
+
+
+def test_what_a_signal_ends_before_it_is_a_program_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    real = subprocess.Popen
+
+    def popen(*words: object, **options: object) -> object:
+        """The first one dies as by a signal to our group: forked, and not executed."""
+        if options.get("start_new_session") and "pass_fds" not in options and not started:
+            options["preexec_fn"] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        process = real(*words, **options)  # type: ignore[call-overload]
+        if "pass_fds" not in options:
+            started.append(process.pid)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    shield = Shield()
+    process = shield.popen(["sh", "-c", "echo done"], {"stdout": subprocess.PIPE})
+    assert process.communicate(timeout=DEADLINE)[0] == b"done\n"
+    assert len(started) == 2
+    shield.close()

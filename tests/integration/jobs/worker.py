@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +69,7 @@ def in_threads(service: Service, options: argparse.Namespace) -> None:
     ):
 
         def run(name: str) -> None:
-            subprocess.run(script(spool, name, seconds), check=True, **jobs.shielded())
+            assert jobs.popen(script(spool, name, seconds)).wait() == 0
 
         def begin(job: Job, name: str) -> None:
             words = (spool, name, seconds)
@@ -100,8 +99,7 @@ async def in_a_loop(service: Service, options: argparse.Namespace) -> None:
         async def run(name: str) -> None:
             kind = kind_of(name)
             if kind == "process":
-                process = await asyncio.create_subprocess_exec(*script(spool, name, seconds), **jobs.shielded())
-                assert await process.wait() == 0
+                assert await asyncio.to_thread(jobs.popen(script(spool, name, seconds)).wait) == 0
             else:
                 await loop.run_in_executor(pool if kind == "pool" else None, work, spool, name, seconds)
 
