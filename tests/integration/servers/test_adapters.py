@@ -21,6 +21,7 @@ UPGRADES = 5
 PROGRAMS = {
     "socketserver": [sys.executable, str(HERE / "threaded.py"), "http"],
     "aiohttp": [sys.executable, str(HERE / "on_aiohttp.py")],
+    "sanic": [sys.executable, str(HERE / "on_sanic.py")],
     "tornado": [sys.executable, str(HERE / "on_tornado.py")],
     "cheroot": [sys.executable, str(HERE / "on_cheroot.py")],
     "django": [sys.executable, str(HERE / "on_django.py")],
@@ -176,7 +177,7 @@ def test_a_successor_that_stands_still_for_a_while_gets_them_later(program: list
                 client.close()
 
 
-@pytest.mark.parametrize("name", ["aiohttp", "tornado"])
+@pytest.mark.parametrize("name", ["aiohttp", "sanic", "tornado"])
 def test_a_websocket_is_told_to_come_again(name: str, tmp_path: Path) -> None:
     pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
     from websockets.exceptions import ConnectionClosed

@@ -1,0 +1,165 @@
+"""Sanic, upgraded without a failed request: ``run(app, …)`` in place of ``app.run(…)``, and
+``python -m fdhandoff.servers.sanic module:app …`` in place of ``sanic module:app …``, with Sanic's own options.
+
+One process, without Sanic's manager: that shuts the listener down for everybody who has it. A connection that rests moves to
+the new generation; any other is told ``Connection: close`` with its next answer. A websocket is closed with code 1012.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+try:
+    from sanic.cli.app import SanicCLI
+    from sanic.http import Http, Stage
+    from sanic.http.tls import process_to_context
+    from sanic.models.server_types import Signal
+    from sanic.server.protocols.websocket_protocol import WebSocketProtocol
+    from sanic.server.runners import _build_protocol_kwargs
+    from sanic.worker.loader import AppLoader
+except ImportError as error:  # pragma: no cover - said to whoever runs it
+    raise ImportError(f"this needs sanic: pip install 'sanic>=25.3' ({error})") from None
+
+from ..adapting import address_of, listeners_of, service_name, split
+from ..errors import HandoffError
+from ..passage import Passage
+from ..service import Service
+
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+_RESTART = 1012  # RFC 6455's registry: service restart
+# They start processes, or threads that do; what they do can't be had with one process whose successor is another's to start.
+_MANAGED = ("workers", "fast", "auto_reload", "reload_dir", "dev")
+
+
+def run(
+    app: Any,
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    unix: str | None = None,
+    ssl: Any = None,
+    backlog: int = 100,
+    handoff_name: str = "",
+    handoff_path: str = "",
+    handoff_probation: float = 5.0,
+    **options: Any,
+) -> None:
+    """``app.run`` in this process, until a newer generation serves or it is told to stop; then what is inside has the
+    application's ``GRACEFUL_SHUTDOWN_TIMEOUT``. ``host`` (127.0.0.1) and ``port`` (8000), or a ``unix`` socket's path; ``ssl``
+    as Sanic takes it; other ``options`` are those of ``app.create_server`` (``debug``, ``access_log``, …). ``handoff_name`` is
+    the service's (default: the application's), ``handoff_path`` its handoff path, ``handoff_probation`` the seconds in which it
+    takes the service back from a successor that dies. Handlers find the ``Service`` as ``request.app.ctx.fdhandoff``.
+
+    ``ValueError`` where Sanic would start processes (``workers``, ``fast``, ``auto_reload``, ``dev``). Raises what ``Service``
+    raises.
+    """
+    managed = {name: options.pop(name, None) for name in _MANAGED}
+    asked = [name for name, value in managed.items() if value and (name != "workers" or value != 1)]
+    if asked:
+        raise ValueError(
+            f"{asked[0].replace('_', '-')} is for Sanic's manager, which shuts the listener down for all who have it: "
+            "use fdhandoff-cli run --workers N -- … for several processes, and Sanic itself for development"
+        )
+    where = f"unix:{unix}?mode=0666&" if unix else f"{address_of(host or '127.0.0.1', 8000 if port is None else port)}?"
+    with Service(
+        handoff_name or service_name(app.name, "sanic"),
+        path=handoff_path,
+        probation=handoff_probation,
+        grace=float(app.config.GRACEFUL_SHUTDOWN_TIMEOUT),
+    ) as service:
+        listeners = listeners_of(service, "http", f"{where}backlog={backlog}")
+        app.ctx.fdhandoff = service
+        asyncio.run(_serve(service, app, listeners[0], process_to_context(ssl), options))
+
+
+async def _serve(service: Service, app: Any, listener: socket.socket, ssl: Any, options: dict[str, Any]) -> None:
+    connections: set[Any] = set()
+    # Sanic's own server is there for its events, and accepts nothing.
+    server = await app.create_server(sock=listener.dup(), asyncio_server_kwargs={"start_serving": False}, **options)
+    await server.startup()
+    await server.before_start()
+    loop, settings = asyncio.get_running_loop(), _build_protocol_kwargs(Resting, app.config)
+
+    def factory() -> Resting:
+        return Resting(
+            passage, loop=loop, connections=connections, signal=Signal(), app=app, unix=None, state=None, **settings
+        )
+
+    passage = Passage(service, factory, everyone=lambda: list(connections), movable=_movable, ssl=ssl)
+    try:
+        await service.ready_async()
+        await server.after_start()
+        accepting = asyncio.create_task(passage.serve())
+        await service.wait_async()
+        await passage.leave()
+        await server.before_stop()
+        for connection in list(connections):
+            if connection.websocket is not None:
+                connection.websocket.fail_connection(code=_RESTART)
+        report = await service.drain_async()
+        await accepting
+        service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
+        for connection in list(connections):
+            connection.abort()
+    finally:
+        app.shutdown_tasks(0)
+        await server.close()
+        await server.after_stop()
+
+
+class _Http(Http):
+    """Sanic's reader of a connection's requests, which knows when it begins to wait for one."""
+
+    def init_for_request(self) -> None:
+        super().init_for_request()  # type: ignore[no-untyped-call]
+        protocol: Any = self.protocol
+        protocol.passage.later(protocol)
+
+    async def http1_response_header(self, data: Any, end_stream: bool) -> None:
+        protocol: Any = self.protocol
+        if protocol.passage.announced and not self.recv_buffer:
+            self.keep_alive = False
+        await super().http1_response_header(data, end_stream)
+
+
+class Resting(WebSocketProtocol):
+    __slots__ = ("passage",)
+
+    HTTP_CLASS = _Http
+
+    def __init__(self, passage: Passage, **options: Any) -> None:
+        super().__init__(**options)
+        self.passage = passage
+
+
+def _movable(protocol: Any) -> bytes | None:
+    http = protocol.http
+    rests = http is not None and http.stage is Stage.IDLE and not protocol.recv_buffer and protocol.websocket is None
+    return b"" if rests else None
+
+
+def main() -> None:
+    """Sanic's own command line, and our options."""
+    try:
+        ours, words = split(sys.argv[1:])
+        line: Any = SanicCLI()
+        line.attach()
+        line.args = line.parser.parse_args(words)
+        line._precheck()
+        app = line._get_app(AppLoader(line.args.target, line.args.factory, line.args.simple, line.args))
+        options = line._build_run_kwargs()
+        for name in ("coffee", "motd", "verbosity", "single_process", "auto_tls"):
+            options.pop(name, None)
+        run(app, **options, **ours)
+    except (ValueError, HandoffError) as error:
+        print(f"fdhandoff: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+if __name__ == "__main__":
+    main()

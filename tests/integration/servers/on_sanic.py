@@ -1,0 +1,43 @@
+"""A Sanic application by its adapter; answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+from sanic import Request, Sanic, Websocket
+from sanic.response import raw
+
+from fdhandoff.servers import sanic
+
+app = Sanic("app", configure_logging=False)
+app.config.update(GRACEFUL_SHUTDOWN_TIMEOUT=20, KEEP_ALIVE_TIMEOUT=60)
+
+
+@app.websocket("/ws")
+async def chat(request: Request, socket: Websocket) -> None:
+    async for message in socket:
+        await socket.send(f"{request.app.ctx.fdhandoff.generation.number} {message}")
+
+
+@app.route("/<path:path>", methods=["GET", "POST"])
+async def answer(request: Request, path: str) -> Any:
+    if path.startswith("slow/"):
+        await asyncio.sleep(float(path[5:]))
+    body = f"app {request.app.ctx.fdhandoff.generation.number} {len(request.body)}".encode()
+    return raw(body + b" " * (500_000 if path == "big" else 0))
+
+
+@app.before_server_stop
+async def stopping(*_: object) -> None:
+    print("stopping", flush=True)
+
+
+def main() -> None:
+    port, path = sys.argv[1:]
+    sanic.run(app, "127.0.0.1", int(port), access_log=False, handoff_path=path, handoff_probation=0.5)
+
+
+if __name__ == "__main__":
+    main()

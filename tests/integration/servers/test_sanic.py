@@ -1,0 +1,65 @@
+"""Sanic's adapter by its command line; and that Sanic's manager, which would shut the listener down for all, is kept out."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..cli import PACKAGE, Running, environment, free_port, stopping
+from ..master import request
+
+pytest.importorskip("sanic", reason="needs sanic: pip install 'fdhandoff[test]'")
+
+APP = "tests.integration.servers.on_sanic:app"
+
+
+class Sanic(Running):
+    def __init__(self, *words: str, inherit: socket.socket | None = None, path: Path) -> None:
+        command = [sys.executable, "-m", f"{PACKAGE}.servers.sanic", *words, "--handoff-path", str(path), APP]
+        if inherit is None:
+            self._start(command, env=environment())
+            return
+        fd = inherit.fileno()
+        prefix = ["sh", "-c", 'LISTEN_FDS=1 LISTEN_FDNAMES=http LISTEN_PID=$$ exec "$@"', "sh"]
+        self._start([*prefix, *command], env=environment(), preexec_fn=lambda: os.dup2(fd, 3), close_fds=False)
+
+
+def test_the_command_line_serves_with_its_own_options(tmp_path: Path) -> None:
+    port = free_port()
+    first = Sanic("--host", "127.0.0.1", "--port", str(port), path=tmp_path / "h.sock")
+    with stopping(first):
+        first.says("generation 1 serves")
+        assert request(("127.0.0.1", port)) == ("app", 1, 0)
+        second = Sanic("--host", "127.0.0.1", "--port", str(port), path=tmp_path / "h.sock")
+        with stopping(second):
+            second.says("generation 2 serves")
+            assert request(("127.0.0.1", port)) == ("app", 2, 0)
+            assert first.ends() == 0, first.text()
+
+
+@pytest.mark.parametrize(
+    "option", [("--workers", "2"), ("--fast",), ("--auto-reload",), ("--dev",)], ids=lambda one: one[0]
+)
+def test_what_needs_the_manager_is_refused_in_a_sentence(option: tuple[str, ...], tmp_path: Path) -> None:
+    refused = Sanic(*option, path=tmp_path / "h.sock")
+    with stopping(refused):
+        assert refused.ends() == 2, refused.text()
+    assert "for Sanic's manager, which shuts the listener down" in refused.text()
+    assert "Traceback" not in refused.text()
+
+
+def test_others_who_have_the_listener_can_accept_when_it_has_ended(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Sanic(inherit=listener, path=tmp_path / "h.sock")
+        with stopping(server):
+            server.says("generation 1 serves")
+            assert request(listener.getsockname()) == ("app", 1, 0)
+        assert server.ends() == 0, server.text()
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+        with socket.create_connection(listener.getsockname(), timeout=20):
+            listener.settimeout(20)
+            listener.accept()[0].close()
