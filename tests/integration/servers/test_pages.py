@@ -18,7 +18,10 @@ PAGES = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "servers"
 pytestmark = pytest.mark.skipif(not PAGES.is_dir(), reason="the documentation is not part of this copy")
 
 
-@pytest.mark.parametrize("name", ["cheroot", "daphne", "flask", "sanic", "tornado", "twisted", "waitress", "wsgiref"])
+NAMES = ["cheroot", "daphne", "flask", "granian", "sanic", "tornado", "twisted", "waitress", "wsgiref"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_program_on_the_page_is_upgraded(name: str, tmp_path: Path) -> None:
     pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
     text = (PAGES / f"{name}.md").read_text(encoding="utf-8")

@@ -112,11 +112,11 @@ def test_http2_under_the_master_fails_nothing(tmp_path: Path) -> None:
 
 
 class H2load:
-    """h2load, round after round; ``succeeded``: how many answers it got. It does not connect again after GOAWAY: it gives up
-    what it has not sent yet, and calls that failed."""
+    """h2load, 400 requests a round; ``succeeded``: how many answers it got in all. It does not connect again after GOAWAY: it
+    gives up what it has not sent yet, and calls that failed."""
 
     def __init__(self, url: str) -> None:
-        self.succeeded = 0
+        self.succeeded = self.rounds = 0
         self._command = [needs("h2load", "nghttp2-client"), "-n", "400", "-c", "4", "-m", "4", url]
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -135,6 +135,7 @@ class H2load:
             found = re.search(r"(\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", done.stdout)
             assert found, done.stdout
             self.succeeded += int(found[1])
+            self.rounds += 1
 
     def goes_on(self, more: int = 400) -> None:
         before = self.succeeded
@@ -156,6 +157,27 @@ def test_h2load_gets_an_answer_to_every_request_that_reached_a_server(tmp_path: 
         reached = [int(found) for one in everyone for found in re.findall(r"lifespan over, (\d+) requests", one.text())]
         assert len(reached) == UPGRADES + 1
         assert load.succeeded == sum(reached)
+
+
+def test_h2load_against_granian_under_the_master_has_no_request_fail(tmp_path: Path) -> None:
+    """Its rounds are short: each connection ends by itself while its generation drains."""
+    pytest.importorskip("granian", reason="needs granian: pip install 'fdhandoff[test]'")
+    page = HERE.parents[2] / "docs" / "how-to" / "servers" / "granian.md"
+    if not page.exists():
+        pytest.skip("the documentation is not part of this copy")
+    program = tmp_path / "program.py"
+    program.write_text(page.read_text(encoding="utf-8").split("```python\n")[1].partition("```")[0], encoding="utf-8")
+    options = quick("--ready", "http:/", "--grace", "60")
+    with Service(tmp_path, *options, command=[sys.executable, str(program)]) as service:
+        host, port = service.address()
+        with H2load(f"http://{host}:{port}/") as load:
+            for number in range(2, UPGRADES + 2):
+                load.goes_on()
+                service.upgrade()
+                service.settled(number)
+            load.goes_on()
+        assert load.succeeded == 400 * load.rounds
+        assert service.stop() == 0
 
 
 def test_an_http2_connection_that_had_its_requests_goes_away_with_all_its_answers(tmp_path: Path) -> None:
