@@ -164,7 +164,8 @@ def test_every_job_is_done_exactly_once(spool: Spool, upgrades: int, style: tupl
     os.killpg(os.getpgid(pid), signal.SIGTERM)
     wait_for(lambda: not spool.owner(), "the end")
     for process in spool.workers:
-        assert process.wait(DEADLINE) == 0, spool.log()[-2000:]
+        # One that has finished its jobs, and given its signals back, may meet its group's TERM on the way out.
+        assert process.wait(DEADLINE) in (0, -signal.SIGTERM), spool.log()[-2000:]
     assert "Traceback" not in spool.log()
     assert "failed" not in spool.log()
 
