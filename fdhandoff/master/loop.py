@@ -59,7 +59,7 @@ class Loop:
         self._selector.register(fd, selectors.EVENT_READ, what)
 
     def forget(self, fd: int) -> None:
-        if fd in self._selector.get_map():
+        if fd in (self._selector.get_map() or ()):  # nothing, once it was closed under a coroutine that ends later
             self._selector.unregister(fd)
 
     def after(self, seconds: float, what: Callable[[], object]) -> Timer:
