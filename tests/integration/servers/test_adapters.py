@@ -15,7 +15,7 @@ from ..master import Load, Service, quick
 from . import Client, KeepAlive
 
 HERE = Path(__file__).parent
-UPGRADES = 5
+UPGRADES = 3
 
 #: Programs that take a port and a handoff path.
 PROGRAMS = {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-UPGRADES = 5
+UPGRADES = 3
 
 
 class Watched(Running):

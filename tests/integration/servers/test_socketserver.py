@@ -14,7 +14,7 @@ from ..master import Load, request
 from . import Client
 
 PROGRAM = str(Path(__file__).with_name("threaded.py"))
-UPGRADES = 5
+UPGRADES = 3
 
 
 class Threaded(Running):

@@ -23,7 +23,7 @@ pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'fdhandoff[tes
 
 APP = "tests.integration.servers.app:app"
 KINDS = [("h11", "asyncio"), ("httptools", "uvloop")]
-UPGRADES = 5
+UPGRADES = 3
 
 
 class Uvicorn(Running):
