@@ -184,22 +184,30 @@ class Passage:
         trying, self._ready_to_move = list(self._ready_to_move), set()
         while trying:
             now, trying = trying[:BATCH], trying[BATCH:]
-            going = [(protocol, connection) for protocol in now if (connection := self._packed(protocol)) is not None]
+            going = [
+                (protocol, protocol.transport, connection)
+                for protocol in now
+                if (connection := self._packed(protocol)) is not None
+            ]
             if going and not await self._give(going):
                 self._ready_to_move.update(trying)
+                break
         return not self._ready_to_move
 
-    async def _give(self, going: list[tuple[Any, Connection]]) -> bool:
-        """Whether any of them was taken."""
-        staying = connections = [connection for _, connection in going]
+    async def _give(self, going: list[tuple[Any, Any, Connection]]) -> bool:
+        """Whether any of these protocols, with their transports, was taken."""
+        staying = connections = [connection for _, _, connection in going]
         try:
             staying = await self._loop.run_in_executor(None, self._departure.give, connections)
         finally:
             # Also where something is wrong over there: here they are as they were.
             stays = {id(connection) for connection in staying}
-            for protocol, connection in going:
+            for (
+                protocol,
+                transport,
+                connection,
+            ) in going:  # a protocol that lost its client meanwhile has forgotten the transport
                 connection.target.close()
-                transport = protocol.transport
                 if id(connection) not in stays:
                     self.moved += 1
                     transport.abort()  # closes it here without a word to the client

@@ -107,7 +107,7 @@ async def _serve(
         report = await service.drain_async()
         await accepting
         service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
-        runner._shutdown_timeout = 0.0  # it has had its time
+        runner._shutdown_timeout = 0.01  # it has had its time; 0 would be without end
     finally:
         await runner.cleanup()
 

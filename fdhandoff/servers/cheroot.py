@@ -65,7 +65,7 @@ class Server(_Server):  # type: ignore[misc]
             self.wsgi_app = with_service(self._application, service)
             self.ConnectionClass = _connection_class(self)
             self._listener = listeners_of(service, "http", self._address())[0]
-            self.prepare()
+            self._prepare()
             expire = self._connections._expire
             self._connections._expire = partial(self._look_after, expire)
             if self.ssl_adapter is None:
@@ -77,6 +77,22 @@ class Server(_Server):  # type: ignore[misc]
             watcher.start()
             self.serve()
             watcher.join()
+
+    def _prepare(self) -> None:
+        """The pool's threads inherit that they are daemons: the gate waits for them, and what is cut holds nobody up."""
+        failures: list[BaseException] = []
+
+        def prepare() -> None:
+            try:
+                self.prepare()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=prepare, name="fdhandoff-prepare", daemon=True)
+        thread.start()
+        thread.join()
+        if failures:
+            raise failures[0]
 
     def _address(self) -> str:
         backlog = f"backlog={self.request_queue_size}"
@@ -100,6 +116,8 @@ class Server(_Server):  # type: ignore[misc]
         report = service.drain()
         moved = self.departure.moved
         service.say(f"{moved} connections moved on, {report.finished - moved} ended here")
+        if report.forced:
+            self.requests.stop = lambda _: None  # it would wait for them without end
         self.stop()
 
     # --- connections come and go --------------------------------------------------------------------------------

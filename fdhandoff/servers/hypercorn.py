@@ -223,7 +223,7 @@ class _Host:
                 for streams in list(self.streams):
                     if streams.transport is not None:
                         streams.transport.abort()
-            await self._finish(self.service.grace, report.seconds)
+            await self._finish(0.0 if report.forced else self.service.grace, report.seconds)
             moved = sum(passage.moved for passage, _ in self.passages)
             self.service.say(f"{moved} connections moved on, {report.finished - moved} ended here")
         finally:
@@ -259,7 +259,7 @@ class _Host:
         return await self.service.drain_async()
 
     async def _finish(self, grace: float | None, spent: float) -> None:
-        """The application may go on when its answer is out: it has the rest of the time."""
+        """The application may go on when its answer is out: it has the rest of the time, if anything is left of that."""
         if self.tasks:
             await asyncio.wait(set(self.tasks), timeout=None if grace is None else max(0.0, grace - spent))
         left = set(self.tasks)

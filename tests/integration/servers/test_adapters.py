@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..cli import Running, environment, free_port, status, stopping, wait_for
+from ..cli import Running, environment, free_port, status, stopping, verb, wait_for
 from ..master import Load, Service, quick
 from . import Client, KeepAlive
 
@@ -134,6 +134,38 @@ def test_the_last_one_announces_the_end_and_finishes(program: list[str], tmp_pat
         assert slow.receive() == 1
         assert slow.ended
         assert only.ends() == 0
+
+
+def test_a_stop_with_nothing_under_way_ends_at_once(program: list[str], tmp_path: Path) -> None:
+    port = free_port()
+    only = Server(program, tmp_path, port)
+    with stopping(only):
+        only.serves(1)
+        with contextlib.closing(Client(("127.0.0.1", port))) as client:
+            assert client.ask() == 1  # and no other comes
+        wait_for(lambda: status(tmp_path / "h.sock")["generations"][0]["active"] == 0, "its connection to be over")
+        only.signal(signal.SIGTERM)
+        assert only.ends() == 0
+        assert "cut" not in only.text()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_stop_that_is_hurried_cuts_what_is_under_way_and_says_so(program: list[str], tmp_path: Path) -> None:
+    port = free_port()
+    only = Server(program, tmp_path, port)
+    with stopping(only):
+        only.serves(1)
+        with contextlib.closing(Client(("127.0.0.1", port))) as client:
+            client.send("/slow/60")
+            wait_for(lambda: status(tmp_path / "h.sock")["generations"][0]["active"] == 1, "it to be inside")
+            only.signal(signal.SIGTERM)
+            wait_for(lambda: status(tmp_path / "h.sock")["state"] == "draining", "the drain")
+            assert verb("hurry", "--path", str(tmp_path / "h.sock")).returncode == 0
+            assert only.ends() == 0
+            assert "1 cut at the deadline" in only.text()
+            with pytest.raises(ConnectionError):
+                client.receive()
+    assert os.listdir(tmp_path) == []
 
 
 def test_many_idle_connections_move_at_once(program: list[str], tmp_path: Path) -> None:
