@@ -389,10 +389,11 @@ class Master:
             why = f"{run} {how}: {sentence(error)}"
             if self.watcher is not None and self.state == STARTING:
                 self.watcher.did_not_start(run, sentence(error))
+            status = _status_of(run, error)  # before we kill it
             run.kill()
             await run.ended
             self.end_strays(run)
-            self._refuse_to_start(why, _status_of(run, error))
+            self._refuse_to_start(why, status)
             return
         if self.state != STARTING:
             return  # told to stop meanwhile
