@@ -84,4 +84,5 @@ if __name__ == "__main__":
     handoff, words = split(sys.argv[1:])  # --handoff-path and its like
     port, library = words + ["8000", "auto"][len(words) :]
     # What a compressing websocket remembers of past messages can't move: without compression all of them do.
-    run(app, port=int(port), ws=library, ws_per_message_deflate=False, **{"handoff_name": "chat", **handoff})
+    options = {"port": int(port), "ws": library, "ws_per_message_deflate": False, "timeout_keep_alive": 300}
+    run(app, **options, **{"handoff_name": "chat", **handoff})

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # After a handoff: how long the new side may take to name itself the heir, and any heir to take one connection at least.
 HEIR_SECONDS = 3.0
 PATIENCE_SECONDS = 15.0
+# Giving at once: while one's connections are taken in over there, another's are made ready here.
+GIVERS = 3
 FIRST_PAUSE = 0.05
 LAST_PAUSE = 1.0
 
@@ -36,7 +38,7 @@ class Departure:
         self._given_up = False
         self._waiting: list[_Offer] = []
         self._lock = threading.Lock()  # for the fields
-        self._giving = threading.Lock()
+        self._giving = threading.Semaphore(GIVERS)
 
     @property
     def hopeful(self) -> bool:
@@ -55,11 +57,13 @@ class Departure:
         with self._lock:
             self._waiting.append(offer)
         with self._giving:
-            if offer.staying is None:  # nobody took it along
-                with self._lock:
+            with self._lock:
+                offers: list[_Offer] = []
+                if offer in self._waiting:  # nobody took it along
                     offers, self._waiting = self._waiting, []
+            if offers:
                 self._give(offers)
-        assert offer.staying is not None
+        offer.done.wait()
         return offer.staying
 
     def pass_on(self, connection: Connection) -> None:
@@ -87,7 +91,9 @@ class Departure:
             stays = {id(one) for one in staying}
             for offer in offers:
                 offer.staying = [one for one in offer.connections if id(one) in stays]
-        self._note(len(everything) - len(staying), len(staying))
+                offer.done.set()
+        with self._lock:
+            self._note(len(everything) - len(staying), len(staying))
 
     def _note(self, moved: int, staying: int) -> None:
         self.moved += moved
@@ -106,7 +112,8 @@ class Departure:
 class _Offer:
     def __init__(self, connections: Sequence[Connection]) -> None:
         self.connections = connections
-        self.staying: list[Connection] | None = None
+        self.staying: list[Connection] = []
+        self.done = threading.Event()
 
 
 class Pauses:

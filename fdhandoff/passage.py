@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from .connection import CountedSocket
-from .departure import Departure, Pauses
+from .departure import GIVERS, Departure, Pauses
 from .errors import GateClosed
 from .listener import Connection
 
@@ -182,17 +182,29 @@ class Passage:
         if not self.service.has_heir:
             return False  # it comes yet
         trying, self._ready_to_move = list(self._ready_to_move), set()
-        while trying:
-            now, trying = trying[:BATCH], trying[BATCH:]
-            going = [
-                (protocol, protocol.transport, connection)
-                for protocol in now
-                if (connection := self._packed(protocol)) is not None
-            ]
-            if going and not await self._give(going):
-                self._ready_to_move.update(trying)
-                break
+        under_way: set[asyncio.Task[bool]] = set()
+        try:
+            while trying or under_way:
+                while trying and len(under_way) < GIVERS:
+                    now, trying = trying[:BATCH], trying[BATCH:]
+                    if going := self._going(now):
+                        under_way.add(self._loop.create_task(self._give(going)))
+                if under_way:
+                    done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                    if not all([task.result() for task in done]):
+                        break
+        finally:
+            if under_way:
+                await asyncio.wait(under_way)
+            self._ready_to_move.update(trying)
         return not self._ready_to_move
+
+    def _going(self, protocols: Iterable[Any]) -> list[tuple[Any, Any, Connection]]:
+        """Those that can move now, with their transports."""
+        packed = ((protocol, protocol.transport, self._packed(protocol)) for protocol in protocols)
+        return [
+            (protocol, transport, connection) for protocol, transport, connection in packed if connection is not None
+        ]
 
     async def _give(self, going: list[tuple[Any, Any, Connection]]) -> bool:
         """Whether any of these protocols, with their transports, was taken."""
