@@ -40,9 +40,11 @@ def folder() -> Iterator[Path]:
 def start_as_nobody(words: Sequence[str], errors: int) -> int:
     """The command line in a process of another user: its pid. Everything is loaded before, for that user may not be allowed
     to read it."""
-    ours = [module.name for module in pkgutil.walk_packages(fdhandoff.__path__, f"{fdhandoff.__name__}.")]
+    package = f"{fdhandoff.__name__}."
+    ours = [module.name for module in pkgutil.walk_packages(fdhandoff.__path__, package)]
+    adapters = f"{package}servers."  # of what need not be installed, and no verb needs
     for name in ("encodings.ascii", "encodings.idna", *ours):
-        if not name.endswith("__main__"):
+        if not name.endswith("__main__") and not name.startswith(adapters):
             importlib.import_module(name)
     pid = os.fork()
     if pid:
