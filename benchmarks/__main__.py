@@ -13,7 +13,7 @@ from importlib import import_module
 
 from .measure import Row
 
-MODULES = ("gate", "accept", "channel", "ready", "cost", "upgrade", "windows", "master", "moving")
+MODULES = ("gate", "accept", "channel", "ready", "cost", "upgrade", "windows", "master", "moving", "adapters")
 
 
 def main() -> int:

@@ -491,8 +491,8 @@ def test_a_signal_storm_from_exec_on_does_not_kill_who_blocks_it() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="this kernel has no such thing")
 def test_a_group_has_its_living_members_until_they_end() -> None:
-    with python("import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); input(); p.kill()",
-                start_new_session=True) as leader:  # fmt: skip
+    code = "import subprocess; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); input(); p.kill(); p.wait()"
+    with python(code, start_new_session=True) as leader:
         assert leader.stdout is not None
         child = int(leader.stdout.readline())
         assert sorted(group_members(leader.pid)) == sorted([leader.pid, child])

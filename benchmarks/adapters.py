@@ -1,0 +1,146 @@
+"""Adapters: a server that answers ``hello`` by itself and with its adapter, in microseconds for a request and for 99 of 100.
+
+``wrk`` asks over 8 connections that are kept, for two seconds a turn; both servers are there all the time, one is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .measure import Row, as_installed
+from .servers import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SECONDS = 2
+_UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
+
+_ASGI = """
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"hello"})
+"""
+_AIOHTTP = """
+import sys
+from aiohttp import web
+from fdhandoff.servers import aiohttp
+async def answer(request):
+    return web.Response(text="hello")
+app = web.Application()
+app.router.add_get("/", answer)
+way, port, path = sys.argv[1:]
+where = {"host": "127.0.0.1", "port": int(port), "access_log": None}
+web.run_app(app, print=None, **where) if way == "bare" else aiohttp.run_app(app, handoff_path=path, **where)
+"""
+_THREADED = """
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from fdhandoff.servers.socketserver import serve
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"hello")
+    def log_message(self, *_):
+        pass
+way, port, path = sys.argv[1:]
+where = ("127.0.0.1", int(port))
+if way == "bare":
+    ThreadingHTTPServer(where, Handler).serve_forever()
+else:
+    serve(ThreadingHTTPServer, where, Handler, handoff_path=path)
+"""
+_PROGRAMS = {"asgi.py": _ASGI, "aiohttped.py": _AIOHTTP, "threaded.py": _THREADED}
+_UVICORN = ("--log-level", "error", "--no-access-log", "asgi:app", "--port")
+SERVERS = {
+    "uvicorn": {"bare": ["-m", "uvicorn", *_UVICORN, "{port}"],
+                "adapter": ["-m", "fdhandoff.servers.uvicorn", *_UVICORN, "{port}", "--handoff-path", "{path}"]},
+    "aiohttp": {way: ["aiohttped.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
+    "ThreadingHTTPServer": {way: ["threaded.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
+}  # fmt: skip
+
+
+def run(turns: int) -> list[Row]:
+    rows: list[Row] = []
+    for name, ways in SERVERS.items():
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            ports = {way: stack.enter_context(_running(Path(folder), way, words)) for way, words in ways.items()}
+            times: dict[str, list[float]] = {way: [] for way in ways}
+            slowest: dict[str, list[float]] = {way: [] for way in ways}
+            for turn in range(turns + 1):
+                for way, port in ports.items():
+                    one, most = _asked(port)
+                    if turn:  # the first does not count
+                        times[way].append(one)
+                        slowest[way].append(most)
+        for what, found in (("a request", times), ("p99", slowest)):
+            bare = Row(f"{name}, {what}", found["bare"], "us")
+            rows += [
+                bare,
+                Row(
+                    f"{name} with its adapter, {what}",
+                    found["adapter"],
+                    "us",
+                    against=bare,
+                    inverse=True,
+                    at_least=0.98,
+                ),
+            ]
+    return rows
+
+
+@contextlib.contextmanager
+def _running(folder: Path, way: str, words: list[str]) -> Iterator[int]:
+    for file, text in _PROGRAMS.items():
+        (folder / file).write_text(text)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    command = [sys.executable, *(word.format(port=port, path=folder / f"{way}.sock") for word in words)]
+    environment = as_installed()
+    environment["PYTHONPATH"] += f":{folder}"
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                if process.poll() is not None or time.monotonic() > give_up:
+                    raise SystemExit(f"{' '.join(command)} does not serve") from None
+                time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _asked(port: int) -> tuple[float, float]:
+    """Microseconds for a request, by how many there were, and for 99 of 100 of them."""
+    words = ["wrk", "-t1", "-c8", f"-d{_SECONDS}", "--latency", f"http://127.0.0.1:{port}/"]
+    try:
+        said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+    except FileNotFoundError:
+        raise SystemExit("this needs wrk: apt-get install wrk") from None
+    rate = re.search(r"Requests/sec: *([\d.]+)", said)
+    slow = re.search(r"99% *([\d.]+)(us|ms|s)\b", said)
+    if rate is None or slow is None or "Socket errors" in said or "Non-2xx" in said:
+        raise SystemExit(f"wrk was not answered as it should be:\n{said}")
+    return 1e6 / float(rate[1]), float(slow[1]) * _UNITS[slow[2]]
