@@ -188,28 +188,28 @@ class Server(uvicorn.Server):
 def _passing(base: Any) -> Any:
     """uvicorn's protocol for HTTP/1, which says when a connection has come to rest."""
 
+    message_complete: Any = getattr(base, "on_message_complete", None)  # httptools alone has it
+    response_complete = base.on_response_complete
+
     class Passing(base):  # type: ignore[misc]
         passage: Passage
-        in_message = False  # httptools: from a request's first byte to its last
-
-        def on_message_begin(self) -> None:
-            self.in_message = True
-            super().on_message_begin()
+        scope = whole = None  # httptools: what began with a request's first byte, and what its last byte has come of
 
         def on_message_complete(self) -> None:
-            self.in_message = False
-            super().on_message_complete()
+            self.whole = self.scope
+            message_complete(self)
 
         def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self.passage.settled(self)
+            response_complete(self)
+            if self.passage.leaving:
+                self.passage.settled(self)
 
     Passing.__name__ = Passing.__qualname__ = base.__name__
     return Passing
 
 
 def _is_http(protocol: Any) -> bool:
-    return hasattr(protocol, "in_message")
+    return hasattr(protocol, "whole")
 
 
 def _restore(websocket_class: Any, protocol: Any, state: bytes) -> None:
@@ -246,7 +246,7 @@ def _movable(protocol: Any) -> bytes | None:
         conn = protocol.conn
         return b"" if conn.our_state is IDLE and conn.their_state is IDLE and not conn.trailing_data[0] else None
     if hasattr(protocol, "pipeline"):  # httptools
-        return b"" if not protocol.in_message and not protocol.pipeline else None
+        return b"" if protocol.whole is protocol.scope and not protocol.pipeline else None
     return None
 
 
