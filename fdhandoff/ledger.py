@@ -118,6 +118,14 @@ class Ledger:
             views = {f"{LEDGER}counters-{place}": view.fileno() for place, view in enumerate(self._views.values())}
             return {f"{LEDGER}past": self._handed, **views}
 
+    def keep(self) -> None:
+        """What was to be given away stays: nobody took it, or who did is over."""
+        with self._lock:
+            self._fold()
+            if self._handed >= 0:
+                os.close(self._handed)
+            self._handed = -1
+
     def begin(self, files: Mapping[str, int], counters_fd: int) -> None:
         """From those of the generation before. Takes ``files``; ``counters_fd`` (-1: none) stays the caller's."""
         for name, fd in files.items():

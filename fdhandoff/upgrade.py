@@ -319,6 +319,7 @@ class Upgrader:
         service.ledger.past["failed"] += 1
         self._note("rolled back" if rolled_back else "failed", str(error), number, began)
         if service.owner:
+            service.ledger.keep()
             service.become("serving")
             service.offer_again()
             if rolled_back:
