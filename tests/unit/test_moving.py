@@ -410,6 +410,7 @@ def test_a_receiver_that_is_killed_or_stopped_half_way_leaves_no_connection_with
             count += 1
             if count == 3:
                 os.kill(os.getpid(), number)
+                threading.Event().wait()  # it may reach another thread first
 
         Reception(directory, 2, take)
         os.write(ready[1], b"x")

@@ -12,8 +12,6 @@ import pytest
 from fdhandoff import DeadlineExceeded, GateClosed, Service, UpgradeError
 from fdhandoff.jobs import Job, Jobs, current
 
-from ...integration.cli import wait_for
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -239,8 +237,8 @@ def test_waiting_jobs_are_told_when_this_process_takes_no_more(jobs: Jobs) -> No
     waiting = threading.Thread(target=wait)
     waiting.start()
     jobs.service.stop()
-    wait_for(lambda: refused, "the refusal")
     waiting.join(DEADLINE)
+    assert refused
     over.set()
     assert jobs.drain().cut == []
 
