@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import threading
 from itertools import repeat
 
 from .connection import Accepted, CountedSocket
@@ -153,8 +154,11 @@ class AcceptLoop:
         listening, waiting = _poller(ends | acceptors.keys()), _poller(ends | {self.gate.room_fileno()})
         resting = _poller(ends)
         pause = Pause(self)
+        # Python heeds a signal in its main thread, and one that came in the instant before this waits, or to another thread,
+        # does not wake it: so it looks up now and then.
+        patience = LOOK * 1000 if threading.current_thread() is threading.main_thread() else None
         while True:
-            ready = {fd for fd, _ in listening.poll()}
+            ready = {fd for fd, _ in listening.poll(patience)}
             if ready & ends:
                 return
             for fd in ready:
