@@ -9,10 +9,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .errors import HandoffError
+from .connection import CountedSocket
+from .errors import GateClosed, HandoffError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .listener import Connection
     from .prefork import PreforkWorker
@@ -66,6 +67,17 @@ class Departure:
         offer.done.wait()
         return offer.staying
 
+    def admitted(self, connections: Iterable[Connection]) -> Iterator[CountedSocket]:
+        """Of those that an older generation gives: the ones that the gate lets in. Where this process drains already, they go
+        on to where ours go."""
+        for connection in connections:
+            try:
+                counted = CountedSocket(connection.target, self._service.gate)
+            except GateClosed:
+                self.pass_on(connection)
+                continue
+            yield counted
+
     def pass_on(self, connection: Connection) -> None:
         """One that came when this process was draining already: it goes where ours go, or its client is told by its end."""
         pauses = Pauses()
@@ -88,12 +100,12 @@ class Departure:
             self._given_up = True
             self._service.say(f"{error}; connections finish here")
         finally:
+            with self._lock:  # first: whoever hears that its connections are gone may be the last to ask how many went
+                self._note(len(everything) - len(staying), len(staying))
             stays = {id(one) for one in staying}
             for offer in offers:
                 offer.staying = [one for one in offer.connections if id(one) in stays]
                 offer.done.set()
-        with self._lock:
-            self._note(len(everything) - len(staying), len(staying))
 
     def _note(self, moved: int, staying: int) -> None:
         self.moved += moved

@@ -56,7 +56,7 @@ class Passage:
         ssl: ssl.SSLContext | None = None,
     ) -> None:
         self.service = service
-        self.moved = self.arrived = 0
+        self.arrived = 0
         self.leaving = False
         self.announced = False  # what is open here ends here
         self._announce = announce
@@ -73,6 +73,10 @@ class Passage:
         self._arrivals: set[asyncio.Task[None]] = set()
         if ssl is None:  # what TLS knows of a connection lives in this process alone
             service.receive_connections(self._take)
+
+    @property
+    def moved(self) -> int:
+        return self._departure.moved
 
     # --- coming -----------------------------------------------------------------------------------------------
 
@@ -221,7 +225,6 @@ class Passage:
             ) in going:  # a protocol that lost its client meanwhile has forgotten the transport
                 connection.target.close()
                 if id(connection) not in stays:
-                    self.moved += 1
                     transport.abort()  # closes it here without a word to the client
                 elif not transport.is_closing():
                     transport.resume_reading()

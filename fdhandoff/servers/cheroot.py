@@ -18,15 +18,13 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs cheroot: pip install 'cheroot>=11' ({error})") from None
 
 from ..adapting import address_of, listeners_of, service_name, split, with_service
-from ..connection import CountedSocket
 from ..departure import Departure
-from ..errors import GateClosed, HandoffError
+from ..errors import HandoffError
 from ..gated import GatedListener
 from ..listener import Connection
 from ..service import Service
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
 
 
@@ -159,13 +157,7 @@ class Server(_Server):  # type: ignore[misc]
 
     def _take(self, connections: Iterable[Connection]) -> None:
         """What an older generation gives; in a thread of its own."""
-        for connection in connections:
-            sock: socket.socket = connection.target
-            try:
-                counted = CountedSocket(sock, self.service.gate)
-            except GateClosed:
-                self.departure.pass_on(connection)  # we drain already: it goes on to where ours go
-                continue
+        for counted in self.departure.admitted(connections):
             try:
                 counted.settimeout(self.timeout)
                 address = counted.getpeername()

@@ -17,9 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..adapting import address_of, listeners_of, service_name
-from ..connection import CountedSocket
 from ..departure import Departure, Pauses
-from ..errors import GateClosed
 from ..listener import Connection
 from ..service import Service
 
@@ -113,15 +111,11 @@ class _Requests:
 
     def take(self, connections: Iterable[Connection]) -> None:
         """What an older generation has given."""
-        for connection in connections:
-            sock: socket.socket = connection.target
+        for counted in self.departure.admitted(connections):
             try:
-                self.begin(CountedSocket(sock, self._service.gate))
-            except GateClosed:
-                # We drain already: it goes on to where ours go.
-                self.departure.pass_on(connection)
+                self.begin(counted)
             except OSError:
-                sock.close()  # the client has hung up
+                counted.close()  # the client has hung up
 
     def give(self, sock: socket.socket) -> bool:
         """Whether the connection is the next generation's now."""

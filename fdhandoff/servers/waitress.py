@@ -23,9 +23,8 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs waitress: pip install 'waitress>=3' ({error})") from None
 
 from ..adapting import address_of, listeners_of, service_name, split, with_service
-from ..connection import CountedSocket
 from ..departure import Departure, Pauses
-from ..errors import GateClosed, HandoffError
+from ..errors import HandoffError
 from ..gated import GatedListener
 from ..listener import Connection
 from ..service import DrainReport, Service
@@ -140,13 +139,7 @@ class _Serving:
 
     def _take(self, connections: Iterable[Connection]) -> None:
         """What an older generation gives; in a thread of its own."""
-        for connection in connections:
-            sock: socket.socket = connection.target
-            try:
-                counted = CountedSocket(sock, self._service.gate)
-            except GateClosed:
-                self._departure.pass_on(connection)  # we drain already: it goes on to where ours go
-                continue
+        for counted in self._departure.admitted(connections):
             self._servers[0].trigger.pull_trigger(partial(self._begin, counted))
 
     def _begin(self, sock: socket.socket) -> None:

@@ -8,38 +8,31 @@ import ssl
 import threading
 import time
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..cli import DEADLINE, wait_for
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class KeepAlive:
-    """``count`` clients with one connection each; ``pause`` seconds between an answer and the next request. ``answers`` by
-    generation, ``failures`` by kind, ``reconnects``: how often an announced end made one connect again."""
 
-    def __init__(
-        self,
-        address: tuple[str, int],
-        count: int = 4,
-        pause: float = 0.005,
-        path: str = "/",
-        context: ssl.SSLContext | None = None,
-    ) -> None:
+class Crowd:
+    """``count`` clients, each in a thread that runs ``_run`` until it is ``_over``. ``answers`` by generation, ``failures`` by
+    kind."""
+
+    def __init__(self, count: int) -> None:
         self.answers: Counter[int] = Counter()
         self.failures: Counter[str] = Counter()
-        self.reconnects = 0
-        self._address = address
-        self._pause = pause
-        self._path = path
-        self._context = context
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
 
-    def __enter__(self) -> KeepAlive:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
-        wait_for(lambda: sum(self.answers.values()) >= len(self._threads) or self.failures, "the first answers")
+        wait_for(
+            lambda: sum(self.answers.values()) >= max(10, len(self._threads)) or self.failures, "the first answers"
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,6 +48,29 @@ class KeepAlive:
         wait_for(
             lambda: self.answers[generation] >= before + more or self.failures, f"answers of generation {generation}"
         )
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class KeepAlive(Crowd):
+    """``count`` clients with one connection each; ``pause`` seconds between an answer and the next request. ``answers`` by
+    generation, ``failures`` by kind, ``reconnects``: how often an announced end made one connect again."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        count: int = 4,
+        pause: float = 0.005,
+        path: str = "/",
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        super().__init__(count)
+        self.reconnects = 0
+        self._address = address
+        self._pause = pause
+        self._path = path
+        self._context = context
 
     def _run(self) -> None:
         client: Client | None = None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
-import threading
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ...conftest import needs
-from ..cli import DEADLINE, wait_for
+from ..cli import DEADLINE
+from . import Crowd
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,33 +17,14 @@ if TYPE_CHECKING:
 STREAMS = 4
 
 
-class Http2:
+class Http2(Crowd):
     """``count`` clients; ``answers`` by generation, ``failures`` by kind, ``reconnects`` after GOAWAY."""
 
     def __init__(self, address: tuple[str, int], context: ssl.SSLContext | None = None, count: int = 3) -> None:
-        self.answers: Counter[int] = Counter()
-        self.failures: Counter[str] = Counter()
+        super().__init__(count)
         self.reconnects = 0
         self._address = address
         self._context = context
-        self._over = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
-
-    def __enter__(self) -> Http2:
-        for thread in self._threads:
-            thread.start()
-        wait_for(lambda: sum(self.answers.values()) >= 10 or self.failures, "the first answers")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
-
-    def heard(self, generation: int, more: int = 10) -> None:
-        before = self.answers[generation]
-        wait_for(lambda: self.answers[generation] >= before + more or self.failures, f"answers of {generation}")
 
     def _run(self) -> None:
         while not self._over.is_set():

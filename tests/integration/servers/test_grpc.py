@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 
 from ..cli import DEADLINE, Running, environment, free_port, stopping, wait_for
 from ..master import Service, quick
+from . import Crowd
 
 grpc = pytest.importorskip("grpc", reason="needs grpc: pip install 'fdhandoff[test]'")
 
@@ -25,34 +24,16 @@ class Server(Running):
         self._start([*PROGRAM, str(port), str(folder / "h.sock")], env=environment())
 
 
-class Calls:
+class Calls(Crowd):
     """Clients with a channel each that call without a pause, and repeat no call. ``answers`` by generation, ``failures`` by
     kind."""
 
     def __init__(self, address: tuple[str, int], clients: int = 4) -> None:
-        self.answers: Counter[int] = Counter()
-        self.failures: Counter[str] = Counter()
+        super().__init__(clients)
         self._target = "{}:{}".format(*address)
-        self._over = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
-
-    def __enter__(self) -> Calls:
-        for thread in self._threads:
-            thread.start()
-        wait_for(lambda: sum(self.answers.values()) >= 10 or self.failures, "the first answers")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
 
     def heard(self, generation: int, more: int = 20) -> None:
-        before = self.answers[generation]
-        wait_for(
-            lambda: self.answers[generation] >= before + more or self.failures, f"answers of generation {generation}"
-        )
+        super().heard(generation, more)
 
     def _run(self) -> None:
         with channel(self._target) as one:
