@@ -10,9 +10,8 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
 
 from ..system.environment import WATCH_AUTHORIZATION as AUTHORIZATION
-from . import Found, Settings, Source, SourceError, tag_of
-from .unpacking import is_archive, stem, unpack
-from .verification import Verification
+from . import Found, Settings, Source, SourceError
+from .artefact import artefact_tag, finish, verification_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class HttpSource(Source):
         self.name = PurePosixPath(self.url.path).name
         if not self.name or self.name in (".", ".."):
             raise SourceError(f"{where!r} names no file")
-        self._verification = Verification(settings.verify) if settings.verify else None
+        self._verification = verification_of(settings)
         self._client = Client()
 
     def look(self, state: Mapping[str, Any]) -> Found:
@@ -65,8 +64,8 @@ class HttpSource(Source):
         return self._found({"identity": f"content:{whole.hexdigest()}"})
 
     def _found(self, state: Mapping[str, Any]) -> Found:
-        digits = state["identity"].partition(":")[2][:12]
-        return Found(state["identity"], tag_of(f"{stem(self.name)[:48]}-{digits}"), dict(state))
+        digest = state["identity"].partition(":")[2]
+        return Found(state["identity"], artefact_tag(self.name, digest), dict(state))
 
     def fetch(self, found: Found, into: Path) -> Path:
         artefact = into / self.name
@@ -77,16 +76,7 @@ class HttpSource(Source):
                 file.write(part)
         if found.identity.startswith("content:") and found.identity != f"content:{whole.hexdigest()}":
             raise SourceError(f"{self.where} changed while it was fetched")
-        if self._verification is not None:
-            self._verification.check(artefact, self._beside)
-        else:
-            self.settings.say(f"{self.name} is NOT VERIFIED: whoever can change it on its way runs what they like here")
-        if not is_archive(self.name):
-            artefact.chmod(0o755)
-            return artefact
-        release = into / "release"
-        unpack(artefact, release, self.settings.size_max)
-        return release
+        return finish(artefact, self._verification, self._beside, self.settings)
 
     def _beside(self, name: str, suffix: str) -> bytes:
         """The file called ``name`` in the same place, or ours with ``suffix``."""
