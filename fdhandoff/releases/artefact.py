@@ -1,4 +1,4 @@
-"""What is done with an artefact that came from elsewhere, whichever way: it is verified, and then unpacked, or made executable."""
+"""What is done with an artefact from elsewhere, whichever way it came: it is verified, and unpacked or made executable."""
 
 from __future__ import annotations
 
