@@ -5,8 +5,9 @@ of the application, as here; the answer to it, which the client has had long ago
 a message of which only a part has come: half a frame, or some of its fragments. What the conversation is about only the
 application knows: it says so in a few bytes, and finds them there (``Session``).
 
-This is for server protocols that are given the request's head by ``data_received`` and run an ASGI application as
-``self.app(scope, receive, send)``, as uvicorn's are, whichever library reads the frames.
+``travelling`` is for server protocols that are given the request's head by ``data_received`` and run an ASGI application as
+``self.app(scope, receive, send)``, as uvicorn's are, whichever library reads the frames. For others ``Talk`` has what they
+have in common.
 """
 
 from __future__ import annotations
@@ -101,9 +102,9 @@ class Outgoing:
     """A transport, as its protocol sees it: the answer to the request is looked at, and swallowed where the client has had it;
     nothing is written while the connection is on its way."""
 
-    def __init__(self, transport: Any, owner: Any, *, resumed: bool) -> None:
+    def __init__(self, transport: Any, talk: Talk, *, resumed: bool) -> None:
         self._transport = transport
-        self._owner = owner
+        self._talk = talk
         self._head = bytearray()
         self._resumed = resumed
         self._held: list[bytes] | None = None
@@ -141,7 +142,7 @@ class Outgoing:
         if self.accepted and not self.compressed:
             if behind:
                 self._transport.write(bytes(behind))
-            self._owner.resume()
+            self._talk.resume()
         else:  # it was accepted once: what is said now would make no sense to the client
             self._transport.write(_RESTART_FRAME)
             self._transport.close()
@@ -157,11 +158,11 @@ class Outgoing:
         if held is not None:  # nobody took it
             for data in held:
                 self._transport.write(data)
-            self._owner.stays()
+            self._talk.stays()
 
     def abort(self) -> None:
         if self._held is not None:
-            self._owner.leaves()
+            self._talk.leaves()
         self._transport.abort()
 
 
@@ -191,6 +192,85 @@ class Packed:
         return cls(data[at : at + head], data[at + head : at + head + rest], data[at + head + rest :])
 
 
+class Talk:
+    """One websocket on its way between generations, whatever server reads its frames. ``resumed`` is what came with it;
+    ``feed`` gets what the client sends from the moment at which the application has accepted again."""
+
+    def __init__(self, resumed: Packed | None, feed: Callable[[bytes], object]) -> None:
+        self.session = Session(None if resumed is None else resumed.state)
+        self.incoming = Incoming()
+        self.delivered = 0  # messages that the application had
+        self.waits = False  # the application, for the next one
+        self.outgoing: Outgoing | None = None
+        self._resumed = resumed
+        self._late = bytearray(resumed.rest) if resumed is not None else None
+        self._feed = feed
+        self._verdict: asyncio.Future[None] | None = None
+
+    def over(self, transport: Any) -> Outgoing:
+        """What the server's protocol gets in the place of ``transport``."""
+        self.outgoing = Outgoing(transport, self, resumed=self._resumed is not None)
+        return self.outgoing
+
+    def hears(self, data: bytes) -> bool:
+        """The client's next bytes: whether the server may have them now. Else they follow when it can."""
+        if self._late is not None:
+            self._late += data
+            return False
+        self.incoming.feed(data)
+        return True
+
+    def resume(self) -> None:
+        """The application has accepted: the client goes on."""
+        asyncio.get_running_loop().call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        data, self._late = self._late, None
+        assert self.outgoing is not None
+        if data and not self.outgoing.is_closing():
+            self._feed(bytes(data))
+
+    def packed(self, head: bytes) -> bytes | None:
+        """What the next process must know, whose request began with ``head``; ``None`` where it can't move now. It is on its
+        way then, until ``stays`` or ``leaves``."""
+        outgoing, incoming = self.outgoing, self.incoming
+        if outgoing is None or self.session.save is None or not self.waits or self._late is not None:
+            return None
+        if not outgoing.accepted or outgoing.compressed or incoming.closing or incoming.messages != self.delivered:
+            return None
+        state = self.session.save()
+        if state is None:
+            return None
+        data = Packed(head, bytes(incoming.rest), state).encode()
+        if data is not None:
+            outgoing.hold()
+            self._verdict = asyncio.get_running_loop().create_future()
+        return data
+
+    @property
+    def may_move(self) -> bool:
+        """Whether it will, as soon as it comes to rest."""
+        outgoing = self.outgoing
+        return self.session.save is not None and not (outgoing and outgoing.answered and outgoing.compressed)
+
+    async def decided(self) -> None:
+        """Waits while it is on its way: what is sent meanwhile would come from two processes."""
+        while self._verdict is not None:
+            await asyncio.shield(self._verdict)
+
+    def stays(self) -> None:
+        self._decide()
+
+    def leaves(self) -> None:
+        self.session.moved = True
+        self._decide()
+
+    def _decide(self) -> None:
+        verdict, self._verdict = self._verdict, None
+        if verdict is not None:
+            verdict.set_result(None)
+
+
 def travelling(base: Any) -> Any:
     """``base``, a server's protocol for websockets, that can move. The class's ``settled(protocol)`` is called when one may
     have come to rest; its ``arriving`` is what the next one that is made goes on with."""
@@ -202,19 +282,14 @@ def travelling(base: Any) -> Any:
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
-            self._resumed, type(self).arriving = type(self).arriving, None
-            self._late = bytearray(self._resumed.rest) if self._resumed is not None else None
+            resumed, type(self).arriving = type(self).arriving, None
+            self.talk = Talk(resumed, self.data_received)
             self._request = b""
-            self._incoming = Incoming()
-            self._delivered = 0
-            self._waits = False
-            self._verdict: asyncio.Future[None] | None = None
-            self.session = Session(None if self._resumed is None else self._resumed.state)
             self._application: Any = self.app
             self.app = self._run_application
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(Outgoing(transport, self, resumed=self._resumed is not None))
+            super().connection_made(self.talk.over(transport))
 
         def data_received(self, data: bytes) -> None:
             if not self._request:
@@ -223,41 +298,29 @@ def travelling(base: Any) -> Any:
                 super().data_received(self._request)
                 if not data:
                     return
-            if self._late is not None:
-                self._late += data  # behind what came before: the application has not accepted yet
-                return
-            self._incoming.feed(data)
-            super().data_received(data)
-
-        def resume(self) -> None:
-            """The application has accepted: the client goes on."""
-            asyncio.get_running_loop().call_soon(self._catch_up)
-
-        def _catch_up(self) -> None:
-            data, self._late = self._late, None
-            if data and not self.transport.is_closing():
-                self.data_received(bytes(data))
+            if self.talk.hears(data):
+                super().data_received(data)
 
         async def _run_application(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-            session = self.session
+            talk = self.talk
+            session = talk.session
 
             async def receiving() -> dict[str, Any]:
-                self._waits = True
+                talk.waits = True
                 if session.save is not None:
                     self.settled(self)
                 try:
                     message = await receive()
                 finally:
-                    self._waits = False
+                    talk.waits = False
                 if message["type"] == "websocket.receive":
-                    self._delivered += 1
+                    talk.delivered += 1
                 if session.moved:
                     return {"type": "websocket.disconnect", "code": RESTART, "reason": "moved"}
                 return message
 
             async def sending(message: dict[str, Any]) -> None:
-                while self._verdict is not None:
-                    await asyncio.shield(self._verdict)
+                await talk.decided()
                 await send(message)
 
             extensions = {**(scope.get("extensions") or {}), EXTENSION: session}
@@ -265,38 +328,7 @@ def travelling(base: Any) -> Any:
 
         def packed(self) -> bytes | None:
             """What the next process must know; ``None`` where it can't move now."""
-            outgoing, incoming = self.transport, self._incoming
-            if self.session.save is None or not self._waits or self._late is not None:
-                return None
-            if not outgoing.accepted or outgoing.compressed or incoming.closing:
-                return None
-            if incoming.messages != self._delivered:
-                return None
-            state = self.session.save()
-            if state is None:
-                return None
-            data = Packed(self._request, bytes(incoming.rest), state).encode()
-            if data is not None:
-                outgoing.hold()
-                self._verdict = asyncio.get_running_loop().create_future()
-            return data
-
-        @property
-        def may_move(self) -> bool:
-            """Whether it will, as soon as it comes to rest."""
-            return self.session.save is not None and not (self.transport.answered and self.transport.compressed)
-
-        def stays(self) -> None:
-            self._decided()
-
-        def leaves(self) -> None:
-            self.session.moved = True
-            self._decided()
-
-        def _decided(self) -> None:
-            verdict, self._verdict = self._verdict, None
-            if verdict is not None:
-                verdict.set_result(None)
+            return self.talk.packed(self._request)
 
     Travelling.__name__ = Travelling.__qualname__ = base.__name__
     return Travelling

@@ -1,7 +1,8 @@
 """aiohttp, upgraded without a failed request: ``run_app(app, …)`` in place of ``aiohttp.web.run_app(app, …)``.
 
-A connection that rests moves to the new generation; any other is told ``Connection: close`` with its next answer, and a
-websocket is closed with code 1012.
+A connection that rests moves to the new generation; any other is told ``Connection: close`` with its next answer. A websocket
+that is a ``WebSocketResponse`` of this module, and whose application keeps its state, moves; any other is closed with code
+1012.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, cast
 
 try:
-    from aiohttp import web
+    from aiohttp import WSMessage, web
     from aiohttp.web_protocol import RequestHandler
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs aiohttp: pip install 'aiohttp>=3.10' ({error})") from None
@@ -19,17 +20,21 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
 from ..adapting import address_of, listeners_of, service_name
 from ..passage import Passage
 from ..service import Service
+from ..websocket import RESTART, Packed, Talk
 
 if TYPE_CHECKING:
     import os
     import ssl
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
     from typing import Any
+
+    from aiohttp.abc import AbstractStreamWriter
+
+    from ..websocket import Session
 
 #: The running application's ``Service``: ``request.app[SERVICE]``.
 SERVICE = web.AppKey("fdhandoff", Service)
 
-_RESTART = 1012  # RFC 6455's registry: service restart
 _END = b"\r\n\r\n"
 
 
@@ -78,6 +83,13 @@ async def _serve(
     application = app if isinstance(app, web.Application) else await app
     application[SERVICE] = service
     sockets: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
+    ending: dict[web.WebSocketResponse, asyncio.Task[bool]] = {}
+
+    def end(them: Iterable[web.WebSocketResponse]) -> None:
+        """1012: come again. Each waits a while for its client's answer, and none for another's."""
+        for one in them:
+            if not one.closed and one not in ending:
+                ending[one] = asyncio.create_task(one.close(code=RESTART, message=b"service restart"))
 
     async def prepare(request: web.Request, response: web.StreamResponse) -> None:
         if isinstance(response, web.WebSocketResponse):
@@ -96,19 +108,30 @@ async def _serve(
             return Resting(passage, server, loop=asyncio.get_running_loop(), **server._kwargs)
 
         passage = Passage(
-            service, factory, everyone=lambda: server.connections, movable=lambda one: one.state(), ssl=ssl_context
+            service,
+            factory,
+            everyone=lambda: server.connections,
+            movable=lambda one: one.state(),
+            restore=lambda one, state: one.restore(state),
+            announce=lambda: end(list(sockets)),
+            ssl=ssl_context,
         )
         await service.ready_async()
         accepting = asyncio.create_task(passage.serve())
         await service.wait_async()
         await passage.leave()
-        for one in list(sockets):
-            await one.close(code=_RESTART, message=b"service restart")
+        end([one for one in sockets if not (isinstance(one, WebSocketResponse) and one.may_move)])
         report = await service.drain_async()
         await accepting
-        service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
+        words = f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here"
+        if ending:
+            words += f", of which {len(ending)} were websockets that could not move"
+        service.say(words)
         runner._shutdown_timeout = 0.01  # it has had its time; 0 would be without end
     finally:
+        for task in ending.values():
+            task.cancel()
+        await asyncio.gather(*ending.values(), return_exceptions=True)
         await runner.cleanup()
 
 
@@ -119,15 +142,53 @@ class Resting(RequestHandler):
         super().__init__(*arguments, **options)
         self._passage = passage
         self._whole = True  # what has come ends with the end of a request's head: nothing is half read
+        self.talk: Talk | None = None  # of a websocket that may move
+        self._websocket: WebSocketResponse | None = None
 
     def data_received(self, data: bytes) -> None:
         if data:
             self._whole = data.endswith(_END)
+            if self.talk is not None and not self.talk.hears(data):
+                return
         super().data_received(data)
+
+    def begin_talk(self, websocket: WebSocketResponse) -> Talk:
+        """Before its request is answered."""
+        talk = self.talk
+        if talk is None:
+            talk = self.talk = Talk(None, self.data_received)
+            talk.incoming.feed(self._message_tail)  # a client in a hurry
+            self.transport = cast("asyncio.Transport", talk.over(self.transport))
+        self._websocket = websocket
+        return talk
+
+    def no_talk(self) -> None:
+        """It became none: the request was wrong."""
+        self._websocket = None
+
+    def settled(self) -> None:
+        self._passage.settled(self)
+
+    def restore(self, state: bytes) -> None:
+        """``state`` is what ``state`` said. A websocket begins as it did at first, with its request."""
+        if not state:
+            return
+        try:
+            packed = Packed.decode(state)
+        except ValueError as error:
+            self._passage.service.say(f"{error}: it is closed")
+            cast("asyncio.Transport", self.transport).abort()
+            return
+        talk = Talk(packed, self.data_received)
+        self.transport = cast("asyncio.Transport", talk.over(self.transport))
+        self.data_received(packed.head)
+        self.talk = talk
 
     def state(self) -> bytes | None:
         """``None`` where it does not rest, or where that can't be known: behind a request's body the beginning of the next
         request may lie in the parser."""
+        if self._websocket is not None:
+            return self._websocket.packed()
         waiter = self._waiter
         rests = waiter is not None and not waiter.done() and not self._messages and not self._upgraded
         return b"" if rests and self._whole and self._payload_parser is None else None
@@ -137,3 +198,98 @@ class Resting(RequestHandler):
         # When this turn is over the handler waits for the next request, if the connection is kept.
         self._passage.later(self)
         return result
+
+
+class WebSocketResponse(web.WebSocketResponse):
+    """``aiohttp.web.WebSocketResponse``, that moves: from ``prepare()`` on there is a ``session``
+    (``fdhandoff.websocket.Session``): ``session.state`` is what was kept in the generation before, and with
+    ``session.keep(save)`` it moves. In the old process ``receive`` ends then, and ``session.moved`` is true.
+
+    Behind ``fdhandoff.servers.aiohttp.run_app`` alone: elsewhere it is aiohttp's, and its session never moves.
+    """
+
+    _talk: Talk | None = None
+
+    @property
+    def session(self) -> Session:
+        """``RuntimeError`` before ``prepare()``."""
+        if self._talk is None:
+            raise RuntimeError("there is a session from prepare() on")
+        return self._talk.session
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        if self._talk is None:
+            protocol = request.protocol
+            self._request = request
+            self._talk = (
+                protocol.begin_talk(self) if isinstance(protocol, Resting) else Talk(None, protocol.data_received)
+            )
+        try:
+            return await super().prepare(request)
+        except web.HTTPException:
+            if isinstance(request.protocol, Resting):
+                request.protocol.no_talk()
+            raise
+
+    async def receive(self, timeout: float | None = None) -> Any:
+        talk = self._talk
+        if talk is None:
+            return await super().receive(timeout)
+        protocol = self._request.protocol
+        talk.waits = True
+        if talk.session.save is not None and isinstance(protocol, Resting):
+            protocol.settled()
+        try:
+            message = await super().receive(timeout)
+        finally:
+            talk.waits = False
+        if message.type in (web.WSMsgType.TEXT, web.WSMsgType.BINARY):
+            talk.delivered += 1
+        return WSMessage(web.WSMsgType.CLOSED, None, None) if talk.session.moved else message
+
+    @property
+    def may_move(self) -> bool:
+        """Whether it will, as soon as it comes to rest."""
+        return self._talk is not None and self._talk.may_move
+
+    def packed(self) -> bytes | None:
+        """What the next process must know; ``None`` where it can't move now."""
+        # A ping that was read is not answered yet, say.
+        if self._talk is None or self._reader is None or self._reader._buffer:
+            return None
+        return self._talk.packed(_head(self._request))
+
+    async def send_frame(self, *arguments: Any, **options: Any) -> None:
+        await self._decided()
+        await super().send_frame(*arguments, **options)
+
+    async def send_str(self, *arguments: Any, **options: Any) -> None:
+        await self._decided()
+        await super().send_str(*arguments, **options)
+
+    async def send_bytes(self, *arguments: Any, **options: Any) -> None:
+        await self._decided()
+        await super().send_bytes(*arguments, **options)
+
+    async def ping(self, message: bytes = b"") -> None:
+        await self._decided()
+        await super().ping(message)
+
+    async def pong(self, message: bytes = b"") -> None:
+        await self._decided()
+        await super().pong(message)
+
+    async def close(self, **options: Any) -> bool:
+        await self._decided()
+        return await super().close(**options)
+
+    async def _decided(self) -> None:
+        if self._talk is not None:
+            await self._talk.decided()
+
+
+def _head(request: web.BaseRequest) -> bytes:
+    """The request as it came, but for white space."""
+    lines = [f"{request.method} {request.raw_path} HTTP/1.1".encode("utf-8", "surrogateescape")]
+    lines += [name + b": " + value for name, value in request.raw_headers]
+    return b"\r\n".join(lines) + _END

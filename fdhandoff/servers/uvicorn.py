@@ -153,7 +153,7 @@ class Server(uvicorn.Server):
         assert passage is not None
         await passage.leave()
         for websocket in self._websockets():
-            if not websocket.may_move:
+            if not websocket.talk.may_move:
                 self._end(websocket)
         report = await self.service.drain_async()
         if self._accepting is not None:

@@ -71,16 +71,21 @@ def frame(text: str | bytes, *, opcode: int = 1, last: bool = True) -> bytes:
 
 
 class Chat(Running):
+    """With uvicorn and the ``library`` for websockets, or with aiohttp."""
+
     def __init__(self, folder: Path, port: int, library: str, number: int) -> None:
         path = str(folder / "h.sock")
-        words = [str(port), library, "--handoff-path", path, "--handoff-probation", "0"]
-        self._start([sys.executable, str(CHAT), *words], env=environment())
+        program = (
+            [str(APP / "chat_on_aiohttp.py"), str(port)] if library == "aiohttp" else [str(CHAT), str(port), library]
+        )
+        words = [*program, "--handoff-path", path, "--handoff-probation", "0"]
+        self._start([sys.executable, *words], env=environment())
         self.says(f"generation {number} serves")
 
 
 @pytest.mark.parametrize(
     ("library", "upgrades"),
-    [("websockets-sansio", 10), ("wsproto", 3), ("websockets", 3)],
+    [("websockets-sansio", 10), ("wsproto", 3), ("websockets", 3), ("aiohttp", 10)],
     ids=lambda value: str(value),
 )
 def test_sessions_go_on_through_upgrades_also_in_the_middle_of_a_frame_and_of_a_message(
@@ -161,3 +166,26 @@ def test_a_websocket_that_can_not_move_is_told_to_come_again_and_counted(tmp_pat
                 with pytest.raises(ConnectionError, match="closed with 1012"):
                     talker.hear()
             assert keeping.ask("c") == (2, "c")
+
+
+def test_of_aiohttps_websockets_too_one_that_can_not_move_is_told_to_come_again(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="needs aiohttp: pip install 'fdhandoff[test]'")
+    port = free_port()
+    old = Chat(tmp_path, port, "aiohttp", 1)
+    with stopping(old), contextlib.ExitStack() as stack:
+        plain = stack.enter_context(contextlib.closing(Talker(port, path="/plain")))
+        keeping = stack.enter_context(contextlib.closing(Talker(port)))
+        offer = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
+        compressed = stack.enter_context(contextlib.closing(Talker(port, headers=offer)))
+        assert b"permessage-deflate" in compressed.answer
+        assert plain.ask("a") == (1, "a")
+        assert keeping.ask("/join tea") == (1, "you are in tea")
+        new = Chat(tmp_path, port, "aiohttp", 2)
+        with stopping(new):
+            for talker in (plain, compressed):
+                with pytest.raises(ConnectionError, match="closed with 1012"):
+                    talker.hear()
+                talker.close()
+            assert old.ends() == 0, old.text()
+            assert "1 connections moved on, 2 ended here, of which 2 were websockets that could not move" in old.text()
+            assert keeping.ask("c") == (2, "somebody@tea #1: c")
