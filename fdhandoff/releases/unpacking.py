@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ARCHIVES = (*_TARS, ".zip")
 MEMBERS_MAX = 100_000
+#: A path of thousands of parts makes as many directories of one member, which then can hardly be removed.
+DEPTH_MAX = 100
 #: A header can be a bomb, too: what reads it may not have more memory than that.
 MEMORY_MAX = 1 << 30
 _PART = 1 << 18
+_NAME_MAX = 200
 
 
 def is_archive(name: str) -> bool:
@@ -82,7 +85,7 @@ def _unpack_tar(archive: Path, root: _Root) -> None:
             elif member.islnk():
                 root.hard_link(member.name, member.linkname)
             else:
-                raise Refused(f"{member.name!r} is a device or a pipe")
+                raise Refused(f"{_short(member.name)} is a device or a pipe")
 
 
 def _unpack_zip(archive: Path, root: _Root) -> None:
@@ -94,7 +97,7 @@ def _unpack_zip(archive: Path, root: _Root) -> None:
                 root.directory(member.filename, mode or 0o755)
                 continue
             if kind not in (0, stat.S_IFREG, stat.S_IFLNK):
-                raise Refused(f"{member.filename!r} is a device or a pipe")
+                raise Refused(f"{_short(member.filename)} is a device or a pipe")
             with packed.open(member) as file:
                 if kind == stat.S_IFLNK:
                     root.link(member.filename, os.fsdecode(file.read(4096)))
@@ -115,7 +118,7 @@ class _Root:
 
     def directory(self, name: str, mode: int) -> None:
         place = self._place(name)
-        place.mkdir(exist_ok=True)
+        self._make(place, name)
         place.chmod(stat.S_IMODE(mode) & 0o755 | 0o700)
 
     def file(self, name: str, mode: int, content: IO[bytes] | Any) -> None:
@@ -131,7 +134,7 @@ class _Root:
     def link(self, name: str, target: str) -> None:
         place = self._new(name)
         if target.startswith("/") or not target:
-            raise Refused(f"{name!r} is a link to {target!r}, outside of the archive")
+            raise Refused(f"{_short(name)} is a link to {_short(target)}, outside of the archive")
         place.symlink_to(target)
         self._links = True
 
@@ -142,35 +145,57 @@ class _Root:
             for place in (os.path.join(folder, name) for name in (*folders, *files)):
                 if os.path.islink(place) and not f"{os.path.realpath(place)}/".startswith(f"{top}/"):
                     name = os.path.relpath(place, self._path)
-                    raise Refused(f"{name!r} is a link to {os.readlink(place)!r}, outside of the archive")
+                    raise Refused(f"{_short(name)} is a link to {_short(os.readlink(place))}, outside of the archive")
 
     def hard_link(self, name: str, target: str) -> None:
         there = self._place(target)
         if there.is_symlink() or not there.is_file():
-            raise Refused(f"{name!r} is a link to {target!r}, which is no file in the archive")
+            raise Refused(f"{_short(name)} is a link to {_short(target)}, which is no file in the archive")
         os.link(there, self._new(name), follow_symlinks=False)
 
     def _new(self, name: str) -> Path:
         place = self._place(name)
         if os.path.lexists(place):
-            raise Refused(f"{name!r} is there twice")
+            raise Refused(f"{_short(name)} is there twice")
         return place
 
     def _place(self, name: str) -> Path:
         """Where it goes, in a directory that is one: what has been unpacked may have made a link of it."""
-        self._count += 1
-        if self._count > MEMBERS_MAX:
-            raise Refused(f"it has more than {MEMBERS_MAX} members")
+        self._one_more()
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
-            raise Refused(f"{name!r} leads out of the archive")
+            raise Refused(f"{_short(name)} leads out of the archive")
+        if len(parts) > DEPTH_MAX:
+            raise Refused(f"{_short(name)} goes deeper than {DEPTH_MAX} directories")
         place = self._path
         for part in parts[:-1]:
             place = place / part
             if place.is_symlink():
-                raise Refused(f"{name!r} goes through a link")
-            place.mkdir(mode=0o755, exist_ok=True)
+                raise Refused(f"{_short(name)} goes through a link")
+            if self._make(place, name):
+                self._one_more()
         return place / parts[-1] if parts else place
+
+    @staticmethod
+    def _make(place: Path, name: str) -> bool:
+        """The directory, unless it is there; a link to one is none: its permissions would be those of what it leads to."""
+        try:
+            place.mkdir(mode=0o755)
+        except FileExistsError:
+            if place.is_symlink() or not place.is_dir():
+                raise Refused(f"{_short(name)} is there twice, and not as a directory each time") from None
+            return False
+        return True
+
+    def _one_more(self) -> None:
+        self._count += 1
+        if self._count > MEMBERS_MAX:
+            raise Refused(f"it has more than {MEMBERS_MAX} members and directories")
+
+
+def _short(name: str) -> str:
+    """For a sentence: a name can be a mebibyte."""
+    return repr(name if len(name) <= _NAME_MAX else f"{name[:_NAME_MAX]}…")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX = 1 << 20
 REG, LINK, HARD, FIFO, DEVICE = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE
+DIRECTORY = tarfile.DIRTYPE
 
 
 def tar(path: Path, *members: tuple[str, bytes, str], data: bytes = b"x", mode: int = 0o644) -> Path:
@@ -48,6 +49,9 @@ def tar(path: Path, *members: tuple[str, bytes, str], data: bytes = b"x", mode: 
         ([("x", HARD, "y")], "no file in the archive"),
         ([("x", REG, ""), ("x", REG, "")], "is there twice"),
         ([("x", LINK, "y"), ("x", REG, "")], "is there twice"),
+        ([("x", REG, ""), ("x/y", REG, "")], "is there twice"),
+        ([("x", REG, ""), ("x", DIRECTORY, "")], "is there twice"),
+        ([("d/" * 101 + "x", REG, "")], "goes deeper than 100 directories"),
     ],
 )
 def test_what_would_leave_its_directory_is_refused(
@@ -58,6 +62,16 @@ def test_what_would_leave_its_directory_is_refused(
     with pytest.raises(Refused, match=sentence):
         unpack(archive, tmp_path / "inner" / "into", MAX)
     assert {path.name for path in tmp_path.iterdir()} == {"x.tar.gz", "inner"}
+
+
+def test_a_directory_outside_keeps_its_permissions_though_a_link_leads_there(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    outside.chmod(0o750)
+    archive = tar(tmp_path / "x.tar", ("a", LINK, "../outside"), ("a", DIRECTORY, ""), mode=0o700)
+    with pytest.raises(Refused, match="'a' is there twice"):
+        unpack(archive, tmp_path / "into", MAX)
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o750
 
 
 def test_a_bomb_is_given_up_in_time(tmp_path: Path) -> None:
@@ -75,6 +89,9 @@ def test_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     archive = tar(tmp_path / "x.tar", *((str(number), REG, "") for number in range(4)))
     with pytest.raises(Refused, match="more than 3 members"):
         unpack(archive, tmp_path / "into", MAX)
+    archive = tar(tmp_path / "x.tar", ("a/b/c/x", REG, ""))
+    with pytest.raises(Refused, match="more than 3 members and directories"):
+        unpack(archive, tmp_path / "directories", MAX)
 
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tar", "x.zip", "x.tar.xz"])
