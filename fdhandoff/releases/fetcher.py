@@ -2,8 +2,8 @@
 reads is the question, one JSON object on descriptor 0; what it writes is a few JSON objects, one a line, on descriptor 3, the
 last with ``result``. See docs/decisions/0025-releases.md.
 
-Whatever is in the directory of releases and is not in the question's ``keep`` is removed first: the rest of one that died, and
-what is not kept any longer.
+What one of us made in the directory of releases and is not in the question's ``keep`` is removed first: the rest of one that
+died, and what is not kept any longer. What has not our mark is somebody else's.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ import shutil
 import signal
 import stat
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import Found, Refused, Settings, SourceError, make
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 SCHEMA = 1
 ANSWER_FD = 3
 _UNFINISHED = ".unfinished-"
+_MARK = ".fdhandoff"  # beside each release
+_LOCK_SECONDS = 5.0  # one that was killed a moment ago may not be gone yet
+_LOOK_SECONDS = 0.05
 _SENTENCE_MAX = 2000
 
 
@@ -73,11 +79,7 @@ def _answer(question: dict[str, Any], say: Any) -> dict[str, Any]:
         )
     directory = Path(question["directory"])
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SourceError(f"another service fetches into {directory}: each needs one of its own") from None
+    with _alone_in(directory), _nobody_left_behind():
         _tidy(directory, {*question["keep"]})
         found = source.look(question["state"])
         facts = {
@@ -91,6 +93,45 @@ def _answer(question: dict[str, Any], say: Any) -> dict[str, Any]:
         if found.identity in question["known"]:
             return {"result": "found", "place": "", **facts}
         return {"result": "found", **facts, **_fetch(source, found, directory)}
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    until = time.monotonic() + _LOCK_SECONDS
+    with (directory / ".lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    text = f"another service fetches into {directory}: each needs one of its own"
+                    raise SourceError(text) from None
+                time.sleep(_LOOK_SECONDS)
+        yield
+
+
+@contextmanager
+def _nobody_left_behind() -> Iterator[None]:
+    """Whatever kills us, the programs that a source has started end with us: a child that does nothing but wait for our end
+    kills our process group then. So long the lock is not given away."""
+    if os.getpgrp() != os.getpid():  # the group is not ours
+        yield
+        return
+    reader, writer = os.pipe()
+    guard = os.fork()
+    if not guard:
+        os.close(writer)
+        os.close(ANSWER_FD)
+        os.read(reader, 1)
+        os.killpg(0, signal.SIGKILL)
+    os.close(reader)
+    try:
+        yield
+    finally:
+        os.kill(guard, signal.SIGKILL)
+        os.waitpid(guard, 0)
+        os.close(writer)
 
 
 def signature(path: str) -> list[Any]:
@@ -111,6 +152,7 @@ def _fetch(source: Any, found: Found, directory: Path) -> dict[str, Any]:
         for entry in list(unfinished.iterdir()):
             if entry != release:
                 _remove(entry)
+        (unfinished / _MARK).touch()
         name, count = found.tag, 1
         while (directory / name).exists():
             count += 1
@@ -125,7 +167,8 @@ def _fetch(source: Any, found: Found, directory: Path) -> dict[str, Any]:
 
 def _tidy(directory: Path, keep: set[str]) -> None:
     for entry in directory.iterdir():
-        if entry.name.startswith(_UNFINISHED) or (entry.is_dir() and entry.name not in keep and not entry.is_symlink()):
+        ours = not entry.is_symlink() and os.path.lexists(entry / _MARK)
+        if entry.name.startswith(_UNFINISHED) or (ours and entry.name not in keep):
             _remove(entry)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: A source from elsewhere: what it does is in a file.
 SOURCE = """
-import os, sys, time
+import os, subprocess, sys, time
 from fdhandoff.releases import Found, Source
 class Strange(Source):
     remote = False
@@ -41,7 +41,9 @@ class Strange(Source):
         return Found("one", "one")
     def fetch(self, found, into):
         if open(self.where).read() == "stop":
-            (into / "half").write_text("")
+            helper = subprocess.Popen(["sleep", "1000"])
+            (into / "half.new").write_text(str(helper.pid))
+            (into / "half.new").rename(into / "half")
             os.kill(os.getpid(), 19)
         (into / "server.py").write_text(open(self.where + ".py").read())
         return into / "server.py"
@@ -130,7 +132,9 @@ def test_after_the_power_went_the_last_good_release_is_started_and_the_rest_is_r
         service.kill_all()
     (service.store / ".unfinished-1" / "locked").mkdir(parents=True)
     (service.store / ".unfinished-1" / "locked").chmod(0)
-    (service.store / "nobody-knows-it").mkdir()
+    for name, mark in (("nobody-knows-it", ".fdhandoff"), ("somebody-elses", "data")):
+        (service.store / name).mkdir()
+        (service.store / name / mark).touch()
     file.publish("three")
     with Watched(tmp_path, file.source) as service:
         service.comes("three")
@@ -138,7 +142,8 @@ def test_after_the_power_went_the_last_good_release_is_started_and_the_rest_is_r
         assert list(tried.values()) == ["serving", "fetched", "served"], (
             "two, which was not decided, is not what it began with"
         )
-        assert {entry.name for entry in service.store.iterdir() if entry.name.startswith((".unf", "nob"))} == set()
+        assert not {entry.name for entry in service.store.iterdir() if entry.name.startswith((".unf", "nob"))}
+        assert (service.store / "somebody-elses" / "data").exists(), "what has not our mark is not ours to remove"
 
 
 @pytest.mark.parametrize("state", ["starting", "probation"])
@@ -252,15 +257,17 @@ def test_a_bad_fetcher_costs_nothing(tmp_path: Path, strange: Path, does: str, s
         assert service.stop() == 0
 
 
-def test_a_fetcher_dies_with_its_master_and_what_it_had_begun_is_removed(tmp_path: Path, strange: Path) -> None:
+def test_a_fetcher_dies_with_its_master_and_all_that_it_had_begun_is_removed(tmp_path: Path, strange: Path) -> None:
     told = strange
     told.write_text("stop")
     with Watched(tmp_path, f"strange:{told}", wait=False) as service:
         half = wait_for(lambda: list(service.store.glob(".unfinished-*/half")), "a fetch under way")[0]
         os.kill(service.pid, signal.SIGKILL)
         service.running.ends()
-        fetcher = int(half.parent.name.rpartition("-")[2])
-        wait_for(lambda: not os.path.exists(f"/proc/{fetcher}"), "its fetcher's end")
+        for pid in (half.parent.name.rpartition("-")[2], half.read_text()):
+            wait_for(
+                lambda pid=pid: not os.path.exists(f"/proc/{pid}"), "the end of its fetcher and of what that started"
+            )
     told.write_text("well")
     with Watched(tmp_path, f"strange:{told}") as service:
         assert service.answers() == "one"
