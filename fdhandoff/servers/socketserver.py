@@ -1,12 +1,18 @@
 """socketserver and http.server, upgraded without a failed request: ``serve(ThreadingHTTPServer, address, Handler)`` in place of
 ``ThreadingHTTPServer(address, Handler).serve_forever()``.
 
-An HTTP handler's connection that waits for its next request moves to the new generation. Any other handler
-finishes what it has.
+An HTTP handler's connection that waits for its next request moves to the new generation, and so does any connection whose
+handler gives its state as bytes: it has the methods ``state()`` and ``resume(state)``. Any other handler finishes what it has.
+
+``state()`` is called in the handler's thread, when a read of ``rfile`` or of ``request`` waits for the client while this
+process drains: what must be known of the connection, or ``None`` for "not now". What was read of an unfinished line, or of
+a ``read`` of so many bytes, travels along. In the next generation ``resume(state)`` is called in the place of ``handle()``.
+Here the read raises ``Moved``, a ``ConnectionError``, which may leave the handler; so does what is written after that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import math
 import select
@@ -19,11 +25,12 @@ from typing import TYPE_CHECKING
 from ..adapting import address_of, listeners_of, service_name
 from ..departure import Departure, Pauses
 from ..listener import Connection
+from ..reading import Moved, WaitingSocket, pack, unpack
 from ..service import Service
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     Address = tuple[str, int] | str
@@ -63,8 +70,9 @@ def serve(
             server.server_name, server.server_port = server.server_address[:2]
         if isinstance(server, socketserver.ThreadingMixIn):
             server.daemon_threads = True  # the gate waits for their connections, and the grace period ends that
-        requests = _Requests(server, service)
-        if isinstance(server, socketserver.ThreadingMixIn) and ssl_context is None and _moves(handler_class):
+        requests = _Requests(server, service, keeps=ssl_context is None and _keeps(handler_class))
+        moves = requests.keeps or _is_http(handler_class)
+        if isinstance(server, socketserver.ThreadingMixIn) and ssl_context is None and moves:
             service.receive_connections(requests.take)
         service.ready()
         service.serve(requests.begin, listeners)
@@ -79,18 +87,24 @@ def _text(address: Address) -> str:
     return address_of(*address[:2])
 
 
-def _moves(handler_class: type) -> bool:
+def _is_http(handler_class: type) -> bool:
     return issubclass(handler_class, http.server.BaseHTTPRequestHandler)
 
 
-class _Requests:
-    """Connections on their way to the server and out of it."""
+def _keeps(handler_class: type) -> bool:
+    return callable(getattr(handler_class, "state", None)) and callable(getattr(handler_class, "resume", None))
 
-    def __init__(self, server: Any, service: Service) -> None:
+
+class _Requests:
+    """Connections on their way to the server and out of it. ``keeps``: its handlers give their state, and go on from it."""
+
+    def __init__(self, server: Any, service: Service, *, keeps: bool) -> None:
+        self.keeps = keeps
         self.departure = Departure(service)
         self._server = server
         self._service = service
         self._gone: set[int] = set()  # the sockets, by identity, whose connections have moved
+        self._came: dict[int, tuple[bytes, bytes]] = {}  # and what came with those that moved here
         self._lock = threading.Lock()
         self._shutdown_request = server.shutdown_request
         server.shutdown_request = self._end
@@ -111,15 +125,30 @@ class _Requests:
 
     def take(self, connections: Iterable[Connection]) -> None:
         """What an older generation has given."""
-        for counted in self.departure.admitted(connections):
-            try:
-                self.begin(counted)
-            except OSError:
-                counted.close()  # the client has hung up
+        for connection in connections:
+            for counted in self.departure.admitted([connection]):
+                try:
+                    if connection.state:
+                        self._note(counted, connection.state)
+                    self.begin(counted)
+                except ValueError as error:
+                    self._service.say(f"{error}: it is closed")
+                    counted.close()
+                except OSError:
+                    counted.close()  # the client has hung up
 
-    def give(self, sock: socket.socket) -> bool:
+    def _note(self, sock: socket.socket, state: bytes) -> None:
+        if not self.keeps:
+            raise ValueError("a connection came with a state, which this release's handler does not resume")
+        self._came[id(sock)] = unpack(state)
+
+    def came_with(self, sock: socket.socket) -> tuple[bytes, bytes] | None:
+        """What was unread over there, and the state; ``None`` for a connection that begins here, or rested."""
+        return self._came.pop(id(sock), None)
+
+    def give(self, sock: socket.socket, state: bytes = b"") -> bool:
         """Whether the connection is the next generation's now."""
-        if self.departure.give([Connection("connection", sock)]):
+        if self.departure.give([Connection("connection", sock, state)]):
             return False
         with self._lock:
             self._gone.add(id(sock))
@@ -129,6 +158,7 @@ class _Requests:
         with self._lock:
             gone = id(request) in self._gone
             self._gone.discard(id(request))
+        self._came.pop(id(request), None)
         if gone:
             self._server.close_request(request)  # without a shutdown, which its new owner would feel
         else:
@@ -139,9 +169,12 @@ def _handed(base: Any, service: Service, ssl_context: ssl.SSLContext | None) -> 
     """``base``, that knows how to rest and to leave."""
     if ssl_context is not None:
         base = _encrypted(base, ssl_context)
-    if not _moves(base):
-        return base
+    if _is_http(base):
+        base = _resting(base, service, ssl_context)
+    return _keeping(base, service) if _keeps(base) and ssl_context is None else base
 
+
+def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) -> Any:
     class Handed(base):  # type: ignore[misc]
         def handle(self) -> None:
             if ssl_context is not None:  # what TLS has read and not given out can't be waited for by a descriptor
@@ -157,30 +190,12 @@ def _handed(base: Any, service: Service, ssl_context: ssl.SSLContext | None) -> 
             """Waits for the next request's first byte; false where the connection has gone elsewhere, or its time is up."""
             if self._is_buffered():
                 return True
-            poller = select.poll()
-            poller.register(self.connection, select.POLLIN)
-            poller.register(service.fileno(), select.POLLIN)
-            pauses = Pauses()
-            limit = None if self.timeout is None else time.monotonic() + self.timeout
-            retry: float | None = None
-            while True:
-                ready = [fd for fd, _ in poller.poll(_milliseconds(limit, retry))]
-                if self.connection.fileno() in ready:
-                    return True
-                if limit is not None and time.monotonic() >= limit:
-                    return False
-                if retry is None and not ready:
-                    continue
-                if retry is None:
-                    poller.unregister(service.fileno())  # it stays readable
-                elif time.monotonic() < retry:
-                    continue
-                if not self.server.handoff.departure.hopeful:
-                    retry = math.inf  # nobody takes it: it is told with its next answer
-                    continue
-                if self.server.handoff.give(self.request):
-                    return False
-                retry = time.monotonic() + pauses.next()
+            handoff = self.server.handoff
+            return _speaks(self.connection, service, handoff.departure, lambda: handoff.give(self._accepted()))
+
+        def _accepted(self) -> socket.socket:
+            """The connection, as it came to the server."""
+            return self.request  # type: ignore[no-any-return]
 
         def _is_buffered(self) -> bool:
             """Whether more was read than the last request had."""
@@ -207,6 +222,87 @@ def _handed(base: Any, service: Service, ssl_context: ssl.SSLContext | None) -> 
 
     Handed.__name__ = Handed.__qualname__ = base.__name__
     return Handed
+
+
+def _keeping(base: Any, service: Service) -> Any:
+    """``base``, a handler with ``state`` and ``resume``, that moves whenever it waits for its client."""
+
+    class Keeping(base):  # type: ignore[misc]
+        def __init__(self, request: socket.socket, address: Any, server: Any) -> None:
+            self._request = request
+            came: tuple[bytes, bytes | None] = server.handoff.came_with(request) or (b"", None)
+            unread, self._came = came
+            self._line = WaitingSocket(request, unread, self._wait)
+            super().__init__(self._line, address, server)
+
+        def handle(self) -> None:
+            try:
+                if self._came is None:
+                    super().handle()
+                else:
+                    self.resume(self._came)
+            except Moved:
+                pass
+
+        def finish(self) -> None:
+            with contextlib.suppress(Moved):
+                super().finish()
+
+        def _accepted(self) -> socket.socket:
+            return self._request
+
+        def _wait(self) -> None:
+            """Before each read of the client's bytes."""
+            self._line.check()
+            if self._request.gettimeout() == 0:
+                return
+            if not _speaks(self._request, service, self.server.handoff.departure, self._leave):
+                self._line.check()
+                raise TimeoutError("timed out")
+
+        def _leave(self) -> bool:
+            state = self.state()
+            data = pack(bytes(self._line.unread), state) if state is not None else None
+            if data is None:
+                return False
+            wfile = getattr(self, "wfile", None)
+            if wfile is not None:
+                wfile.flush()
+            self._line.moved = self.server.handoff.give(self._request, data)
+            return self._line.moved
+
+    Keeping.__name__ = Keeping.__qualname__ = base.__name__
+    return Keeping
+
+
+def _speaks(sock: socket.socket, service: Service, departure: Departure, leave: Callable[[], bool]) -> bool:
+    """Waits for the client's next byte, or its end; false where ``leave()``, which is asked while this process drains, says
+    that the connection has gone elsewhere, or where the socket's timeout is over."""
+    timeout = sock.gettimeout()
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    poller.register(service.fileno(), select.POLLIN)
+    pauses = Pauses()
+    limit = None if timeout is None else time.monotonic() + timeout
+    retry: float | None = None
+    while True:
+        ready = [fd for fd, _ in poller.poll(_milliseconds(limit, retry))]
+        if sock.fileno() in ready:
+            return True
+        if limit is not None and time.monotonic() >= limit:
+            return False
+        if retry is None and not ready:
+            continue
+        if retry is None:
+            poller.unregister(service.fileno())  # it stays readable
+        elif time.monotonic() < retry:
+            continue
+        if not departure.hopeful:
+            retry = math.inf  # nobody takes it: it is told with its next answer
+            continue
+        if leave():
+            return False
+        retry = time.monotonic() + pauses.next()
 
 
 def _milliseconds(*moments: float | None) -> float | None:
