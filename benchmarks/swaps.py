@@ -33,7 +33,7 @@ from fdhandoff.system.process import Process, spawn
 
 from .measure import C_PROGRAMS, ROOT, as_installed
 from .servers import PATIENCE, free_port, get, wait_for
-from .swapped import SOURCES, UNMODIFIED, Server, adapters, environment as of_folder
+from .swapped import UNMODIFIED, Server, adapters, environment as of_programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ class Plain:
     def _next(self) -> Process:
         self.number += 1
         self.server.deploy(self.folder, self.port, self.number)
-        environ = {**as_installed(), **of_folder(self.folder), **self.known["env"], **environment.compose(["http"])}
+        environ = {**as_installed(), **of_programs(), **self.known["env"], **environment.compose(["http"])}
         if self.known["conventions"]:
             environ["NGINX"] = "3;"
         environ[environment.GENERATION] = str(self.number)
@@ -136,7 +136,7 @@ class Mastered:
         with open(folder / "log", "ab") as log:
             self.master = subprocess.Popen(
                 [sys.executable, "-m", "fdhandoff", "run", *words, *server.options, "--", *server.command(folder)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**as_installed(), **of_folder(folder)},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**as_installed(), **of_programs()},
             )  # fmt: skip
         try:
             wait_for(self._serves, "the first generation")
@@ -194,8 +194,6 @@ def tail(folder: Path) -> str:
 def prepared() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fdhandoff-swaps-"))
     folder.chmod(0o755)  # nginx reads as somebody else
-    for name, text in SOURCES.items():
-        (folder / name).write_text(text)
     return folder
 
 

@@ -37,6 +37,6 @@ def test_a_server_that_dies_at_once_is_seen_to_lose_requests() -> None:
 
 
 def test_with_the_adapter_it_loses_none_and_nobody_connects_again() -> None:
-    found = swapped("socketserver", "--way", "adapter", "--swaps", "2")
+    found = swapped("http.server", "--way", "adapter", "--swaps", "2")
     assert set(found["answers"]) == KINDS
     assert (found["failures"], found["reconnects"]) == ({}, 0)
