@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from collections import Counter
 
 PATIENCE = 30.0
@@ -30,6 +31,8 @@ KINDS = {
 }
 #: How long those wait in the middle.
 PAUSES = {"silent": 1.5, "half": 1.0}
+#: How many examples of each kind of trouble are named.
+EXAMPLES = 5
 
 
 class Failed(Exception):
@@ -44,6 +47,7 @@ class Pressure:
         self.failures: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
         self.reconnects: Counter[str] = Counter()
         self.unannounced = 0
+        self.examples: dict[str, list[tuple[float, int]]] = {}
         self.begun = False
 
     async def run(self) -> None:
@@ -58,6 +62,7 @@ class Pressure:
         while not self.over.is_set():
             if connection is not None and connection.reader.at_eof():
                 self.unannounced += 1
+                self._remember(kind, "its end was not announced", connection)
                 connection.close()
                 connection = None
             try:
@@ -69,11 +74,14 @@ class Pressure:
                     connection.ask(path, body, kept, PAUSES.get(kind, 0.0), silent=kind == "silent"), PATIENCE
                 )
                 self.answers[kind] += 1
+                if ended and kept:
+                    self._remember(kind, "its end was announced", connection)
                 if not self.begun and set(self.answers) == set(KINDS):
                     self.begun = True
                     print("begun", flush=True)
             except (OSError, Failed, EOFError, asyncio.TimeoutError) as error:
                 self.failures[kind][describe(error)] += 1
+                self._remember(kind, describe(error), connection)
                 ended = True
             if ended and connection is not None:
                 connection.close()
@@ -83,6 +91,12 @@ class Pressure:
         if connection is not None:
             connection.close()
 
+    def _remember(self, kind: str, how: str, connection: Connection | None) -> None:
+        """For who looks up what happened on the wire: when it was, and the client's port."""
+        known = self.examples.setdefault(f"{kind}: {how}", [])
+        if connection is not None and len(known) < EXAMPLES:
+            known.append((time.time(), connection.port))
+
     def results(self) -> dict[str, object]:
         return {
             "answers": dict(self.answers),
@@ -90,12 +104,14 @@ class Pressure:
             "reconnects": sum(self.reconnects.values()),
             "reconnects_of": {kind: count for kind, count in self.reconnects.items() if count},
             "unannounced": self.unannounced,
+            "examples": self.examples,
         }
 
 
 class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.port = int(writer.get_extra_info("sockname")[1])
 
     @classmethod
     async def to(cls, host: str, port: int) -> Connection:

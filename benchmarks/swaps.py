@@ -34,9 +34,12 @@ from fdhandoff.system.process import Process, spawn
 from .measure import C_PROGRAMS, ROOT, as_installed
 from .servers import PATIENCE, free_port, get, wait_for
 from .swapped import UNMODIFIED, Server, adapters, environment as of_programs
+from .traces import Line, Traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    Traced = Callable[[str, str], None]
 
 WAYS = ("plain", "run", "adapter")
 #: How long a generation may go on with kept-alive connections before it is told to end.
@@ -62,6 +65,7 @@ class Plain:
         self.known = recognise(self.command, [f"127.0.0.1:{port}"])
         self.number = 0
         self.killed = 0
+        self.traces: Traces | None = None
         self.old: list[Process] = []
         self.log = open(folder / "log", "ab")  # noqa: SIM115 - as long as it lives
         self.process = self._next()
@@ -97,11 +101,19 @@ class Plain:
             return False
 
     def swap(self) -> None:
+        if self.traces is not None:
+            self.traces.before([self.process.pid])
         old, self.process = self.process, self._next()
-        old.signal(getattr(signal, self.known["signal"] or "SIGTERM"))
+        name = self.known["signal"] or "SIGTERM"
+        self._say(f"generation {self.number} answers; {name} for generation {self.number - 1}, process {old.pid}")
+        old.signal(getattr(signal, name))
         self.old.append(old)
         while len(self.old) > ENDING:
             self._bury(self.old.pop(0))
+
+    def _say(self, text: str) -> None:
+        if self.traces is not None:
+            self.traces.say(text)
 
     def _bury(self, process: Process) -> None:
         if process.wait(after(ENDING_SECONDS)) is None:
@@ -127,11 +139,12 @@ class Mastered:
         self.path = str(folder / "master.sock")
         self.number = 1
         self.killed = 0
+        self.traces: Traces | None = None
         server.deploy(folder, port, 1)
         words = [
             "--path", self.path, "--bind", f"http=127.0.0.1:{port}", "--ready", "http:/", "--settle", "0.2",
             "--probation", "0.2", "--grace", str(GRACE), "--kill-after", str(ENDING_SECONDS), "--max-draining", "20",
-            "--directory", str(folder),
+            "--directory", str(folder), "--log-format", "json",
         ]  # fmt: skip
         with open(folder / "log", "ab") as log:
             self.master = subprocess.Popen(
@@ -156,13 +169,26 @@ class Mastered:
         return ask(self.path, "status", timeout=PATIENCE)
 
     def swap(self) -> None:
+        if self.traces is not None:
+            alive = [one["pids"] for one in self._status()["generations"] if one["number"] == self.number]
+            self.traces.before([pid for pids in alive for pid in pids])
         self.number += 1
         self.server.deploy(self.folder, self.port, self.number)
         ask(self.path, "upgrade", {"wait": True}, timeout=90)
 
     def settle(self) -> None:
         wait_for(lambda: sum(bool(one["pids"]) for one in self._status()["generations"]) == 1, "the old ones' end")
-        self.killed = (self.folder / "log").read_text(errors="replace").count("it is killed")
+        for event in self._events():
+            if event["event"] == "message":
+                self.killed += "it is killed" in event["text"]
+                if self.traces is not None:
+                    self.traces.events.append(Line(event["time"], event["text"]))
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """What the master has said; the servers' own words stand between."""
+        for line in (self.folder / "log").read_text(errors="replace").splitlines():
+            if line.startswith('{"schema":'):
+                yield json.loads(line)
 
     def close(self) -> None:
         if self.master.poll() is None:
@@ -197,8 +223,8 @@ def prepared() -> Path:
     return folder
 
 
-def measure(server: Server, way: str, swaps: int, wrk_swaps: int) -> dict[str, Any]:
-    """One server, one way."""
+def measure(server: Server, way: str, swaps: int, wrk_swaps: int, traced: Traced | None) -> dict[str, Any]:
+    """One server, one way; ``traced`` is told of each kind of trouble, with what happened."""
     make: Callable[[Server, Path, int], Plain | Mastered] = Plain if way == "plain" else Mastered
     began = time.monotonic()
     found: dict[str, Any] = {}
@@ -208,14 +234,15 @@ def measure(server: Server, way: str, swaps: int, wrk_swaps: int) -> dict[str, A
         folder, port = prepared(), free_port()
         held = make(server, folder, port)
         try:
-            found |= under_pressure(held, count) if what == "clients" else under_wrk(held, count)
+            found |= under_pressure(held, count, traced) if what == "clients" else under_wrk(held, count)
         finally:
             held.close()
             shutil.rmtree(folder, ignore_errors=True)
     return {**found, "seconds": round(time.monotonic() - began, 1)}
 
 
-def under_pressure(held: Plain | Mastered, swaps: int) -> dict[str, Any]:
+def under_pressure(held: Plain | Mastered, swaps: int, traced: Traced | None) -> dict[str, Any]:
+    held.traces = None if traced is None else Traces(held.port)
     clients = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.pressure", "127.0.0.1", str(held.port)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
@@ -232,7 +259,14 @@ def under_pressure(held: Plain | Mastered, swaps: int) -> dict[str, Any]:
     finally:
         clients.kill()
         clients.wait()
-    return {"swaps": swaps, **json.loads(output), "killed": held.killed}
+        if held.traces is not None:
+            held.traces.close()
+    found = json.loads(output)
+    examples = found.pop("examples")
+    if traced is not None and held.traces is not None:
+        for how, ((at, port), *_) in sorted(examples.items()):
+            traced(how, held.traces.tell(how, at, port))
+    return {"swaps": swaps, **found, "killed": held.killed}
 
 
 def under_wrk(held: Plain | Mastered, swaps: int) -> dict[str, Any]:
@@ -332,6 +366,26 @@ def chosen(names: list[str], ways: list[str]) -> Iterator[tuple[str, str, Server
                 yield name, way, server
 
 
+def kept(path: str) -> list[dict[str, Any]]:
+    """The rows of a file that was begun earlier."""
+    if not os.path.exists(path):
+        return []
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def same(row: dict[str, Any], name: str, way: str, swaps: int, wrk_swaps: int) -> bool:
+    there = row.get("wrk", {}).get("swaps", 0) if shutil.which("wrk") else wrk_swaps
+    return (row["server"], row["way"], row["swaps"], there) == (name, way, swaps, wrk_swaps)
+
+
+def into(folder: Path, name: str, way: str) -> Traced:
+    def write(how: str, text: str) -> None:
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {way} {how}".lower()).strip("-")
+        (folder / f"{slug}.txt").write_text(f"{name}, {way}: {text}", encoding="utf-8")
+
+    return write
+
+
 def main(arguments: list[str]) -> int:
     with_adapter = adapters()
     known = sorted({*UNMODIFIED, *with_adapter})
@@ -341,26 +395,47 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--wrk-swaps", type=int, default=10, help="how often under wrk (default: 10; 0 leaves it out)")
     parser.add_argument("--way", action="append", choices=WAYS, help="plain, run or adapter; all of them by default")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument(
+        "--rows",
+        metavar="FILE",
+        help="append each row to it, as JSON, once it is there; what it has is not measured again",
+    )
+    parser.add_argument(
+        "--traces", metavar="DIR", type=Path, help="write there what happened on the wire and in the server, once for each "
+        "kind of trouble; as root, with strace; it slows the server down, so its counts are not for the table",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(known):
         parser.error(f"no such server: {', '.join(sorted(unknown))}")
     if options.swaps < 1:
         parser.error("--swaps is a number from 1 on")
-    results = []
+    if options.traces and options.rows:
+        parser.error("--traces changes what is counted: leave --rows out")
+    if options.traces:
+        options.traces.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    earlier = kept(options.rows) if options.rows else []
     if not options.json:
         print(HEAD, flush=True)
     for name, way, server in chosen(options.names, options.way or list(WAYS)):
-        if not server.there():
-            print(f"{name} is left out: {server.needs} is not installed", file=sys.stderr)
-            continue
-        try:
-            found = measure(server, way, options.swaps, options.wrk_swaps)
-        except (SystemExit, HandoffError, TimeoutError) as error:  # the others are measured all the same
-            print(f"{name} ({way}) could not be measured: {error}", file=sys.stderr)
-            continue
-        results.append({"server": name, "way": way, **found})
+        result = next((row for row in earlier if same(row, name, way, options.swaps, options.wrk_swaps)), None)
+        if result is None:
+            if not server.there():
+                print(f"{name} is left out: {server.needs} is not installed", file=sys.stderr)
+                continue
+            traced = into(options.traces, name, way) if options.traces else None
+            try:
+                found = measure(server, way, options.swaps, options.wrk_swaps, traced)
+            except (SystemExit, HandoffError, TimeoutError) as error:  # the others are measured all the same
+                print(f"{name} ({way}) could not be measured: {error}", file=sys.stderr)
+                continue
+            result = {"server": name, "way": way, **found}
+            if options.rows:
+                with open(options.rows, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(result) + "\n")
+        results.append(result)
         if not options.json:
-            print(row(name, way, found), flush=True)
+            print(row(name, way, result), flush=True)
     if options.json:
         machine = {"python": platform.python_version(), "kernel": platform.release(), "cpus": os.cpu_count()}
         print(json.dumps({"schema": 1, "machine": machine, "swaps": results}, indent=1))

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,42 +18,8 @@ from . import Load, Service, quick, rude
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-ASGI = """
-import os
-BODY = f"app {os.environ['FDHANDOFF_GENERATION']} {os.getpid()}".encode()
-async def app(scope, receive, send):
-    if scope["type"] != "http":
-        return
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(BODY))]})
-    await send({"type": "http.response.body", "body": BODY})
-"""
-
-WSGI = """
-import os
-def app(environ, start_response):
-    body = f"app {os.environ['FDHANDOFF_GENERATION']} {os.getpid()}".encode()
-    start_response("200 OK", [("Content-Length", str(len(body)))])
-    return [body]
-"""
-
-NODE = """
-const body = `app ${process.env.FDHANDOFF_GENERATION} ${process.pid}`;
-const server = require('http').createServer((request, response) => response.end(body));
-server.listen({fd: 3});
-process.on('SIGTERM', () => server.close(() => process.exit(0)));
-"""
-
-NGINX = """
-pid %(folder)s/nginx.pid; error_log stderr error; worker_processes 1;
-events { worker_connections 512; }
-http {
-    access_log off; client_body_temp_path %(folder)s/body; proxy_temp_path %(folder)s/proxy;
-    fastcgi_temp_path %(folder)s/fastcgi; uwsgi_temp_path %(folder)s/uwsgi; scgi_temp_path %(folder)s/scgi;
-    server { listen %(address)s; location / { return 200 "app %(number)s $pid"; } }
-}
-"""
+PROGRAMS = Path(__file__).parents[1] / "servers" / "unmodified"
 
 
 class Server:
@@ -79,21 +46,18 @@ def module(name: str) -> list[str]:
 
 
 def uvicorn(folder: Path) -> Server:
-    (folder / "asgi.py").write_text(ASGI)
-    return Server([*module("uvicorn"), "--app-dir", str(folder), "--log-level", "warning", "asgi:app"])
+    return Server([*module("uvicorn"), "--app-dir", str(PROGRAMS), "--log-level", "warning", "asgi:app"])
 
 
 def gunicorn(folder: Path) -> Server:
-    (folder / "wsgi.py").write_text(WSGI)
     return Server([
-        *module("gunicorn"), "--chdir", str(folder), "--log-level", "warning", "--no-control-socket",
+        *module("gunicorn"), "--chdir", str(PROGRAMS), "--log-level", "warning", "--no-control-socket",
         "-k", "gthread", "--threads", "8", "wsgi:app",
     ])  # fmt: skip
 
 
 def node(folder: Path) -> Server:
-    (folder / "server.js").write_text(NODE)
-    return Server([needs("node", "nodejs"), str(folder / "server.js")])
+    return Server([needs("node", "nodejs"), str(PROGRAMS / "server.js")])
 
 
 def nginx(folder: Path) -> Server:
@@ -101,7 +65,8 @@ def nginx(folder: Path) -> Server:
     address = f"127.{os.getpid() % 250 + 1}.{random.randrange(250)}.{random.randrange(1, 250)}:8080"
 
     def deploy(number: int) -> None:
-        (folder / "nginx.conf").write_text(NGINX % {"folder": folder, "address": address, "number": number})
+        text = (PROGRAMS / "nginx.conf").read_text(encoding="utf-8")
+        (folder / "nginx.conf").write_text(text % {"folder": folder, "address": address, "number": number})
 
     program = [needs("nginx", "nginx-light"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
     return Server(
