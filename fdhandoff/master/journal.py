@@ -19,13 +19,16 @@ def path_of(handoff_path: str) -> str:
     return f"{handoff_path}.journal"
 
 
-def write(path: str, state: dict[str, Any]) -> None:
-    """Replaces the journal, or leaves the one that is there as it was. 0600: it names commands."""
+def write(path: str, state: dict[str, Any], *, lasting: bool = False) -> None:
+    """Replaces the journal, or leaves the one that is there as it was. 0600: it names commands. ``lasting``: what is read after
+    a power failure is then whole, either one."""
     temporary = f"{path}.new"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             write_whole(fd, encode(state))
+            if lasting:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.replace(temporary, path)

@@ -137,9 +137,12 @@ class Window:
 
 def _minute(text: str) -> int:
     hour, colon, minute = text.partition(":")
-    if not (colon and hour.isdigit() and minute.isdigit() and int(hour) <= 24 and int(minute) < 60):
+    if not (colon and hour.isdigit() and minute.isdigit() and int(minute) < 60):
         raise ValueError(text)
-    return int(hour) * 60 + int(minute)
+    found = int(hour) * 60 + int(minute)
+    if found > _DAY:
+        raise ValueError(text)
+    return found
 
 
 class Readiness:

@@ -47,23 +47,25 @@ _ANSWER_FD = 3
 _ANSWER_MAX = 1 << 20
 _READ = 1 << 16
 _BACKOFF_LAST = 600.0
+_MOVE_SECONDS = 5.0  # how often what waits for its hour, or for another upgrade's end, is tried again
 # Its words are where modules lie.
 _PROGRAM = (
     "import sys; sys.path += [path for path in sys.argv[1:] if path not in sys.path]; import {0}; sys.exit({0}.main())"
 )
 
-_RELEASE = {"identity": str, "tag": str, "place": str, "fate": str, "reason": str, "at": (int, float)}
+_RELEASE = {"identity": str, "tag": str, "place": str, "fate": str, "reason": str, "at": (int, float), "turn?": int}
 _SHAPE: dict[str, Any] = {"schema": int, "source": str, "seen": str, "shown": str, "releases": [_RELEASE]}
 _FOUND = {"identity": str, "tag": str, "place": str, "state": {}, "quiet": [[(str, list)]], "fetched?": bool}
 
 
 class Release:
-    """``place``: what ``{release}`` stands for. ``at``: since when its fate is what it is, in seconds since 1970."""
+    """``place``: what ``{release}`` stands for. ``at``: since when its fate is what it is, in seconds since 1970; ``turn``: in
+    which order such things happened, since that clock may be set."""
 
-    __slots__ = ("at", "fate", "identity", "place", "reason", "tag")
+    __slots__ = ("at", "fate", "identity", "place", "reason", "tag", "turn")
 
     def __init__(
-        self, identity: str, tag: str, place: str, fate: str = FETCHED, reason: str = "", at: float = 0.0
+        self, identity: str, tag: str, place: str, fate: str = FETCHED, reason: str = "", at: float = 0.0, turn: int = 0
     ) -> None:
         self.identity = identity
         self.tag = tag
@@ -71,12 +73,13 @@ class Release:
         self.fate = fate
         self.reason = reason
         self.at = at or time.time()
+        self.turn = turn
 
     def facts(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
-    def becomes(self, fate: str, reason: str = "") -> None:
-        self.fate, self.reason, self.at = fate, reason, time.time()
+    def becomes(self, fate: str, turn: int, reason: str = "") -> None:
+        self.fate, self.reason, self.at, self.turn = fate, reason, time.time(), turn
 
 
 class Watcher:
@@ -94,6 +97,7 @@ class Watcher:
         self._quiet: list[Any] = []
         self.problem = ""  # what went wrong at the last look
         self.waits = ""  # why what is there is not moved to yet
+        self._passes = False  # by itself
         self._said = ""
         self._failures = 0
         self.looked: float | None = None
@@ -126,13 +130,18 @@ class Watcher:
                 f"the history of releases {self._path} makes no sense ({wrong}): remove it to begin without one",
                 serving=NOBODY,
             )
-        self.releases = [Release(**{name: entry[name] for name in _RELEASE}) for entry in state["releases"]]
+        self.releases = [
+            Release(**{name: entry[name] for name in Release.__slots__ if name in entry}) for entry in state["releases"]
+        ]
         if state["source"] == self.source:
             self._seen, self._shown = state["seen"], state["shown"]
         for release in self.releases:
             if release.fate == TRYING:  # the master died before it was decided
-                release.becomes(FETCHED)
+                self._becomes(release, FETCHED)
                 self._seen = ""
+
+    def _becomes(self, release: Release, fate: str, reason: str = "") -> None:
+        release.becomes(fate, 1 + max((one.turn for one in self.releases), default=0), reason)
 
     def _write(self) -> None:
         state = {
@@ -143,7 +152,7 @@ class Watcher:
         }
         try:
             os.makedirs(self.directory, exist_ok=True)
-            journal.write(self._path, state)
+            journal.write(self._path, state, lasting=True)
         except OSError as error:
             if not self._write_fails:
                 self._master.say(
@@ -155,14 +164,28 @@ class Watcher:
             self._write_fails = False
 
     def _of(self, run: Run) -> Release | None:
-        """The release that a generation runs."""
-        place = run.options.place
-        return next((release for release in self.releases if place and release.place == place), None)
+        """The release that a generation runs. Another may have come to the same place since, under another tag."""
+        place, tag = run.options.place, run.options.release
+        there = [release for release in self.releases if place and release.place == place]
+        return next((release for release in there if release.tag == tag), there[-1] if there else None)
+
+    def _is_there(self, release: Release) -> bool:
+        """Whether its place is, and is not another's by now."""
+        newest = next(one for one in reversed(self.releases) if one.place == release.place)
+        return newest is release and os.path.exists(release.place)
 
     def _by_identity(self, identity: str) -> Release | None:
         """That is there still."""
         found = (release for release in reversed(self.releases) if release.identity == identity)
-        return next((release for release in found if os.path.exists(release.place)), None)
+        return next(filter(self._is_there, found), None)
+
+    def _tag(self, tag: str) -> str:
+        """As no other is called."""
+        name, count = tag, 1
+        while any(release.tag == name for release in self.releases):
+            count += 1
+            name = f"{tag}-{count}"
+        return name
 
     def serving(self) -> Release | None:
         current = self._master.current
@@ -170,7 +193,7 @@ class Watcher:
 
     def named(self, tag: str) -> Release:
         """``UpgradeError`` where there is none, with those that there are."""
-        there = [release for release in self.releases if os.path.exists(release.place)]
+        there = [release for release in self.releases if self._is_there(release)]
         found = next((release for release in reversed(there) if release.tag == tag), None)
         if found is None:
             tags = ", ".join(release.tag for release in there) or "none"
@@ -180,20 +203,20 @@ class Watcher:
     def before(self) -> Release:
         """The last one that served well before the one that serves. ``UpgradeError`` where there is none."""
         serving = self.serving()
-        good = [one for one in self.releases if one.fate == SERVED and one is not serving and os.path.exists(one.place)]
+        good = [one for one in self.releases if one.fate == SERVED and one is not serving and self._is_there(one)]
         if not good:
             raise UpgradeError("no release that served before is kept: there is nothing to go back to", serving=OLD)
-        return max(good, key=lambda release: release.at)
+        return max(good, key=lambda release: release.turn)
 
     def _last_good(self) -> Release | None:
-        found = [one for one in self.releases if one.fate in (LIVE, SERVED) and os.path.exists(one.place)]
-        return max(found, key=lambda release: (release.fate == LIVE, release.at), default=None)
+        found = [one for one in self.releases if one.fate in (LIVE, SERVED) and self._is_there(one)]
+        return max(found, key=lambda release: (release.fate == LIVE, release.turn), default=None)
 
     def _forget(self) -> None:
         """What is beyond ``--keep-releases``: never what a generation runs, nor the last good ones."""
         spare = {self._last_good(), *map(self._of, self._master.runs)}
         spare |= {release for release in self.releases if release.identity in (self._shown, self._seen)}
-        good = sorted((one for one in self.releases if one.fate == SERVED), key=lambda one: one.at)
+        good = sorted((one for one in self.releases if one.fate == SERVED), key=lambda one: one.turn)
         spare |= set(good[-1:])
         spared = [release for release in self.releases if release not in spare]
         surplus = len(self.releases) - self._master.options.keep_releases
@@ -215,7 +238,9 @@ class Watcher:
             place = os.path.realpath(path)
             identity = f"{place}:{os.stat(place).st_ino}"
             self._shown = identity
-            return self._by_identity(identity) or self._remember(Release(identity, os.path.basename(place), place))
+            return self._by_identity(identity) or self._remember(
+                Release(identity, self._tag(os.path.basename(place)), place)
+            )
         pending = self._pending()
         if pending is not None and self._master.options.watch_mode == NEXT:
             return pending
@@ -267,7 +292,7 @@ class Watcher:
         """The first generation. A release that has served before may have failed for another reason."""
         release = self._of(run)
         if release is not None and release.fate == FETCHED:
-            release.becomes(FAILED, why)
+            self._becomes(release, FAILED, why)
             self._write()
 
     def serve(self, run: Run) -> None:
@@ -280,9 +305,9 @@ class Watcher:
     def _serves(self, release: Release) -> None:
         for other in self.releases:
             if other.fate == LIVE and other is not release:
-                other.becomes(SERVED)
+                self._becomes(other, SERVED)
         if release.fate != LIVE:
-            release.becomes(LIVE)
+            self._becomes(release, LIVE)
         if self._shown == release.identity:
             self._seen = self._shown
         self._write()
@@ -293,6 +318,8 @@ class Watcher:
         if not release.place.startswith(f"{self.directory}/"):
             return
         link = os.path.join(self.directory, CURRENT)
+        if os.path.lexists(link) and not os.path.islink(link):
+            return  # somebody else's
         try:
             temporary = f"{link}.new"
             if os.path.lexists(temporary):
@@ -306,9 +333,11 @@ class Watcher:
         master = self._master
         delay = 0.0
         while True:
-            spread = master.options.jitter * int.from_bytes(os.urandom(4), "big") / 2**32
-            self.next_look = time.monotonic() + delay + spread
-            await pause(master.loop, delay + spread, self._wanted)
+            self.next_look = time.monotonic() + delay + master.options.jitter * _chance()
+            while (left := self.next_look - time.monotonic()) > 0 and not self._wanted.done and master.state == SERVING:
+                await pause(master.loop, min(left, _MOVE_SECONDS) if self._passes else left, self._wanted)
+                if self._passes:  # no window is missed because looks are rare, whatever the clock on the wall does
+                    await self._move()
             self.next_look = None
             if master.state != SERVING:
                 return
@@ -331,7 +360,7 @@ class Watcher:
         """Upgrades to what is new, if it may."""
         master = self._master
         release = self._pending()
-        self.waits = ""
+        self.waits, self._passes = "", False
         if release is None or master.state != SERVING:
             return
         window = master.options.window
@@ -341,9 +370,9 @@ class Watcher:
         elif master.options.watch_mode == NEXT:
             self.waits = "the next upgrade that is asked for moves to it"
         elif window is not None and not window.is_open(time.localtime()):
-            self.waits = f"the maintenance window ({window}) is closed"
+            self.waits, self._passes = f"the maintenance window ({window}) is closed", True
         elif refusal:
-            self.waits = refusal
+            self.waits, self._passes = refusal, True
         else:
             try:
                 await master.upgrade(asked=f"{self.source} has release {release.tag}", to=release)
@@ -356,7 +385,7 @@ class Watcher:
         """An upgrade to it begins."""
         release = self._of(run)
         if release is not None and release.fate not in (LIVE, SERVED):
-            release.becomes(TRYING)
+            self._becomes(release, TRYING)
             self._write()
 
     def decided(self, rollout: Rollout, error: BaseException | None) -> None:
@@ -369,12 +398,12 @@ class Watcher:
             self._forget()
         elif new is not old:
             if self._is_its_fault(error):
-                new.becomes(ROLLED_BACK if rollout.result == "rolled back" else FAILED, rollout.reason)
+                self._becomes(new, ROLLED_BACK if rollout.result == "rolled back" else FAILED, rollout.reason)
                 if self._shown == new.identity:
                     self._seen = self._shown
                 self._master.say(f"release {new.tag} is not tried again before it changes")
             elif new.fate == TRYING:
-                new.becomes(FETCHED)
+                self._becomes(new, FETCHED)
         self._write()
 
     def _is_its_fault(self, error: BaseException) -> bool:
@@ -386,7 +415,7 @@ class Watcher:
         """An operator has gone back from a release that had passed."""
         release = self._of(bad)
         if release is not None and release is not self.serving():
-            release.becomes(ROLLED_BACK, why)
+            self._becomes(release, ROLLED_BACK, why)
         serving = self.serving()
         if serving is not None:
             self._serves(serving)
@@ -431,7 +460,7 @@ class Watcher:
         self._quiet = answer["quiet"]
         before, self._shown = self._shown, answer["identity"]
         if answer["place"] and self._by_identity(self._shown) is None:
-            self._remember(Release(self._shown, answer["tag"], answer["place"]))
+            self._remember(Release(self._shown, self._tag(answer["tag"]), answer["place"]))
             if answer.get("fetched"):
                 self._master.say(f"release {answer['tag']} was fetched from {self.source}")
         elif self._shown != before:
@@ -556,11 +585,16 @@ class Watcher:
                 "fate": release.fate,
                 "reason": release.reason,
                 "at": release.at,
-                "place": release.place if os.path.exists(release.place) else None,
+                "place": release.place if self._is_there(release) else None,
                 "generations": [run.number for run in self._master.runs if self._of(run) is release],
             }
             for release in reversed(self.releases)
         ]
+
+
+def _chance() -> float:
+    """From 0 to 1, and less than that."""
+    return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
 class _Heard:

@@ -358,3 +358,22 @@ def test_its_status_is_what_the_reference_says(tmp_path: Path, file: File) -> No
     with Watched(tmp_path, file.source) as service:
         wait_for(lambda: service.status()["releases"]["next_look"] is not None)
         check("master", service.status())
+
+
+def test_a_directory_that_is_made_anew_under_its_name_is_another_release_once(tmp_path: Path) -> None:
+    link = Symlink(tmp_path)
+    link.publish("one")
+    place = link.folder / "releases" / "one"
+    with Watched(tmp_path, link.source, *link.options, words=tuple(link.words)) as service:
+        again = link.folder / "again"
+        again.mkdir()
+        (again / "server.py").write_text(script("two"))
+        place.rename(link.folder / "old")
+        again.rename(place)
+        service.comes("two")
+        service.releases(look=True)
+        service.releases(look=True)
+        assert service.fates() == ["serving", "served"]
+        assert service.generations().keys() == {2}
+        assert verb("rollback", str(service.path)).returncode == 1, "what served before is not there any more"
+        assert service.answers() == "two"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from calendar import timegm
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,35 @@ def test_a_window_is_open_in_its_hours(text: str, moment: str, opened: bool) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "noon", "02:00", "02:00-25:00", "Mon-Fry 02:00-04:00", "Mon 2-4", "02:00-04:00 Mon"]
+    ("text", "moment", "opened"),
+    [
+        # In Berlin it is 03:00 after 01:59 on 2026-03-29, and 02:00 once more after 02:59 on 2026-10-25.
+        ("02:00-04:00", "2026-03-29 00:59", False),
+        ("02:00-04:00", "2026-03-29 01:00", True),
+        ("02:00-04:00", "2026-03-29 02:00", False),
+        ("02:15-02:45", "2026-03-29 01:15", False),  # there is no such time that day
+        ("Sat 23:00-04:00", "2026-03-29 01:59", True),
+        ("Sat 23:00-04:00", "2026-03-29 02:00", False),
+        ("02:15-02:45", "2026-10-25 00:30", True),
+        ("02:15-02:45", "2026-10-25 00:50", False),
+        ("02:15-02:45", "2026-10-25 01:30", True),
+        ("02:15-02:45", "2026-10-25 02:30", False),
+    ],
+)
+def test_a_window_goes_by_the_clock_on_the_wall_also_when_that_is_put_forward_or_back(
+    monkeypatch: pytest.MonkeyPatch, text: str, moment: str, opened: bool
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    try:
+        time.tzset()
+        assert Window(text).is_open(time.localtime(timegm(time.strptime(moment, "%Y-%m-%d %H:%M")))) == opened
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "noon", "02:00", "02:00-25:00", "02:00-24:30", "Mon-Fry 02:00-04:00", "Mon 2-4", "02:00-04:00 Mon"]
 )
 def test_what_is_no_window_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no window"):
