@@ -100,9 +100,14 @@ def make(text: str, settings: Settings) -> Source:
     from importlib.metadata import entry_points
 
     points = {point.name: point for point in entry_points(group=GROUP)}
+    if word not in points and where.startswith("//"):
+        fetched: type[Source] = import_module(".bucket", __name__).SOURCE  # where fsspec gets at
+        return fetched(text, settings)
     if word not in points:
         names = ", ".join([*OURS, *sorted(points)])
-        raise SourceError(f"there is no source {word!r}: there are {names}, and those that packages add")
+        raise SourceError(
+            f"there is no source {word!r}: there are {names}, s3:// and what else fsspec knows, and those that packages add"
+        )
     try:
         made: Source = points[word].load()(where, settings)
     except ImportError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import subprocess
 import tarfile
+import urllib.request
+import uuid
 from typing import TYPE_CHECKING
 
 from ...conftest import needs
@@ -12,16 +15,20 @@ from . import point, replace, script
 from .web import Web
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+SECRET = "a-secret-that-nobody-may-see"
 
 
 class Publisher:
-    """``source`` is what ``--watch`` is told, ``words`` what the interpreter is, ``options`` what else ``run`` is told."""
+    """``source`` is what ``--watch`` is told, ``words`` what the interpreter is, ``options`` what else ``run`` is told, ``env``
+    what it finds in its environment."""
 
     source = ""
     words: Sequence[str] = ("{release}",)
     options: Sequence[str] = ()
+    env: Mapping[str, str] = {}
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "published"
@@ -160,3 +167,51 @@ class Git(Publisher):
 
 
 PUBLISHERS["git"] = Git
+
+
+class S3(Publisher):
+    """An archive in a bucket of a server that speaks as S3 does, with its checksum beside it."""
+
+    words = ("{release}/server.py",)
+    options = ("--verify", "checksum")
+    name = "app.tar.gz"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        from moto.server import ThreadedMotoServer  # late: it is large
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.endpoint = f"http://{host}:{port}"
+        self.env = {
+            "AWS_ENDPOINT_URL": self.endpoint, "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": SECRET,
+        }  # fmt: skip
+        self.bucket = f"releases-{uuid.uuid4().hex}"  # what one server of this process has, the next has too
+        self._ask("PUT", "")
+        self.source = f"s3://{self.bucket}/{self.name}"
+
+    def put(self, name: str, data: bytes) -> None:
+        self._ask("PUT", f"/{name}", data)
+
+    def delete(self, name: str) -> None:
+        self._ask("DELETE", f"/{name}")
+
+    def _ask(self, method: str, path: str, data: bytes | None = None) -> None:
+        who = "AWS4-HMAC-SHA256 Credential=somebody/20200101/us-east-1/s3/aws4_request"
+        headers = {"Authorization": who, "Content-Type": "application/octet-stream"}
+        request = urllib.request.Request(f"{self.endpoint}/{self.bucket}{path}", data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            answer.read()
+
+    def publish(self, name: str, fault: str = "") -> None:
+        data = packed({"app/server.py": script(name, fault).encode()})
+        self.put(f"{self.name}.sha256", f"{hashlib.sha256(data).hexdigest()}  {self.name}\n".encode())
+        self.put(self.name, data)
+
+    def close(self) -> None:
+        self._server.stop()
+
+
+PUBLISHERS["s3"] = S3

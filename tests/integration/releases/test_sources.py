@@ -29,7 +29,8 @@ def publisher(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Publis
 
 def test_releases_come_one_after_the_other_and_a_broken_one_serves_nobody(publisher: Publisher, tmp_path: Path) -> None:
     publisher.publish("one")
-    with Watched(tmp_path, publisher.source, *publisher.options, words=tuple(publisher.words)) as service:
+    told = {"words": tuple(publisher.words), "env": dict(publisher.env)}
+    with Watched(tmp_path, publisher.source, *publisher.options, **told) as service:
         master = service.pid
         assert service.answers() == "one"
         with Load(service.address()) as load:
