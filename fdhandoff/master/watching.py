@@ -48,6 +48,7 @@ _ANSWER_MAX = 1 << 20
 _READ = 1 << 16
 _BACKOFF_LAST = 600.0
 _MOVE_SECONDS = 5.0  # how often what waits for its hour, or for another upgrade's end, is tried again
+_WAIT_LAST = 86400.0
 # Its words are where modules lie.
 _PROGRAM = (
     "import sys; sys.path += [path for path in sys.argv[1:] if path not in sys.path]; import {0}; sys.exit({0}.main())"
@@ -55,7 +56,9 @@ _PROGRAM = (
 
 _RELEASE = {"identity": str, "tag": str, "place": str, "fate": str, "reason": str, "at": (int, float), "turn?": int}
 _SHAPE: dict[str, Any] = {"schema": int, "source": str, "seen": str, "shown": str, "releases": [_RELEASE]}
-_FOUND = {"identity": str, "tag": str, "place": str, "state": {}, "quiet": [[(str, list)]], "fetched?": bool}
+_FOUND = {
+    "identity": str, "tag": str, "place": str, "state": {}, "quiet": [[(str, list)]], "fetched?": bool, "error?": str
+}  # fmt: skip
 
 
 class Release:
@@ -100,6 +103,7 @@ class Watcher:
         self._passes = False  # by itself
         self._said = ""
         self._failures = 0
+        self._not_before = 0.0  # monotonic, when the source may be asked again
         self.looked: float | None = None
         self.next_look: float | None = None  # monotonic
         self._wanted: Future[None] = Future()
@@ -282,7 +286,7 @@ class Watcher:
             if why and (release is None or master.options.watch_required):
                 raise HandoffError(f"there is no release to start: {why}", serving=NOBODY)
         if release is None:
-            release = self._by_identity(self._shown)
+            release = next((one for one in reversed(self.releases) if one.identity == self._shown), None)
             if release is None or release.fate in _BLOCKED:
                 reason = f" but {release.tag}, which {release.fate} ({release.reason})" if release is not None else ""
                 raise HandoffError(f"there is no release to start{reason}", serving=NOBODY)
@@ -350,6 +354,7 @@ class Watcher:
                 await self._wanted  # until somebody asks
             every = master.options.every
             delay = min(every * 2 ** min(self._failures, 16), max(every, _BACKOFF_LAST))
+            delay = max(delay, self._not_before - time.monotonic())
 
     def look_now(self) -> Future[None]:
         """Known once it has looked, and, where there was something new, the upgrade is over."""
@@ -444,11 +449,17 @@ class Watcher:
 
     async def _look(self) -> str:
         """Asks the source, and takes what it has: why that failed, or empty."""
+        if time.monotonic() < self._not_before:
+            return self.problem
         answer = await self._ask()
         self.looked = time.time()
-        problem = str(answer.get("error", "")) if answer.get("result") != "found" else mismatch(answer, _FOUND)
-        if answer.get("result") != "found":
-            problem = problem or "the fetcher gave no answer"
+        result, wait = answer.get("result"), answer.get("wait")
+        if isinstance(wait, (int, float)):
+            self._not_before = time.monotonic() + min(wait, _WAIT_LAST)
+        if result in ("found", "broken"):
+            problem = mismatch(answer, _FOUND)
+        else:
+            problem = str(answer.get("error", "")) or "the fetcher gave no answer"
         self.problem = problem
         if problem:
             self._failures += 1
@@ -459,7 +470,15 @@ class Watcher:
         self._state = answer["state"]
         self._quiet = answer["quiet"]
         before, self._shown = self._shown, answer["identity"]
-        if answer["place"] and self._by_identity(self._shown) is None:
+        if result == "broken":
+            self._seen = self._shown
+            release = Release(self._shown, self._tag(answer["tag"]), "", FAILED, answer.get("error", ""))
+            self._master.say(
+                f"{self.source} has release {release.tag}, which can't be used ({release.reason}): "
+                "it is not tried again before it changes"
+            )
+            self._remember(release)
+        elif answer["place"] and self._by_identity(self._shown) is None:
             self._remember(Release(self._shown, self._tag(answer["tag"]), answer["place"]))
             if answer.get("fetched"):
                 self._master.say(f"release {answer['tag']} was fetched from {self.source}")
@@ -472,7 +491,8 @@ class Watcher:
         places = [release.place for release in self.releases]
         places += [run.options.place for run in self._master.runs]
         inside = [place[len(self.directory) + 1 :] for place in places if place.startswith(f"{self.directory}/")]
-        there = [release.identity for release in self.releases if os.path.exists(release.place)]
+        # What has no place was broken when it came.
+        there = [one.identity for one in self.releases if not one.place or os.path.exists(one.place)]
         return {
             "schema": SCHEMA,
             "source": self.source,

@@ -29,11 +29,21 @@ _TAG_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01
 
 
 class SourceError(Exception):
-    """Why there is no release, in one sentence. It is asked again at the next look."""
+    """Why there is no release, in one sentence. It is asked again at the next look, which is ``wait`` seconds away at least:
+    for a source that was told to be asked less often."""
+
+    def __init__(self, text: str, wait: float = 0.0) -> None:
+        super().__init__(text)
+        self.wait = wait
 
 
 class Refused(SourceError):
     """The release is there, and is not to be run: it fails its verification, or can't be unpacked safely."""
+
+
+class Broken(SourceError):
+    """The release was fetched whole and can't be used: another try would end as this one did. It has failed, and is not fetched
+    again before it changes."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,9 @@ class Source:
         """Puts the release into the empty directory ``into``, verified as ``settings.verify`` says: the file or directory in
         it that is the release."""
         raise NotImplementedError
+
+    def settle(self, found: Found, release: Path) -> None:
+        """Finishes the release where it is to stay, for what can't be moved. Nobody knows of it before that is done."""
 
 
 def split(text: str) -> tuple[str, str]:

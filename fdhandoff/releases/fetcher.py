@@ -19,7 +19,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import Found, Refused, Settings, SourceError, make
+from . import Broken, Found, Refused, Settings, SourceError, make
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main() -> int:
         except Refused as error:
             tell(result="refused", error=_one_line(str(error)))
         except SourceError as error:
-            tell(result="failed", error=_one_line(str(error)))
+            tell(result="failed", error=_one_line(str(error)), wait=error.wait)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             tell(result="failed", error=_one_line(f"{where}{error.strerror or error}"))
@@ -92,7 +92,10 @@ def _answer(question: dict[str, Any], say: Any) -> dict[str, Any]:
             return {"result": "found", "place": found.place, **facts}
         if found.identity in question["known"]:
             return {"result": "found", "place": "", **facts}
-        return {"result": "found", **facts, **_fetch(source, found, directory)}
+        try:
+            return {"result": "found", **facts, **_fetch(source, found, directory)}
+        except Broken as error:
+            return {"result": "broken", "place": "", "error": _one_line(str(error)), **facts}
 
 
 @contextmanager
@@ -157,12 +160,13 @@ def _fetch(source: Any, found: Found, directory: Path) -> dict[str, Any]:
         while (directory / name).exists():
             count += 1
             name = f"{found.tag}-{count}"
+        unfinished = unfinished.rename(directory / name)
+        source.settle(found, unfinished / release.name)
         os.sync()
-        unfinished.rename(directory / name)
-    finally:
-        if unfinished.exists():
-            _remove(unfinished)
-    return {"tag": name, "place": str(directory / name / release.name), "fetched": True}
+    except BaseException:
+        _remove(unfinished)
+        raise
+    return {"tag": name, "place": str(unfinished / release.name), "fetched": True}
 
 
 def _tidy(directory: Path, keep: set[str]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: A source from elsewhere: what it does is in a file.
 SOURCE = """
 import os, subprocess, sys, time
-from fdhandoff.releases import Found, Source
+from fdhandoff.releases import Broken, Found, Source, SourceError
 class Strange(Source):
     remote = False
     def look(self, state):
@@ -38,15 +38,24 @@ class Strange(Source):
                 os.write(3, b"x" * 65536)
         if mode == "raise":
             raise ZeroDivisionError("a fault\\nof its own")
-        return Found("one", "one")
+        if mode == "busy":
+            raise SourceError("asked too often", wait=600)
+        name = mode if mode in ("unusable", "unsettled", "two") else "one"
+        return Found(name, name)
     def fetch(self, found, into):
         if open(self.where).read() == "stop":
             helper = subprocess.Popen(["sleep", "1000"])
             (into / "half.new").write_text(str(helper.pid))
             (into / "half.new").rename(into / "half")
             os.kill(os.getpid(), 19)
+        if found.tag == "unusable":
+            raise Broken("it has no head")
         (into / "server.py").write_text(open(self.where + ".py").read())
         return into / "server.py"
+    def settle(self, found, release):
+        assert release.parent.name == found.tag, release
+        if found.tag == "unsettled":
+            raise Broken("it has no head")
 """
 
 
@@ -255,6 +264,42 @@ def test_a_bad_fetcher_costs_nothing(tmp_path: Path, strange: Path, does: str, s
         assert service.answers() == "one"
         assert sentence in verb("releases", str(service.path)).stdout
         assert service.stop() == 0
+
+
+@pytest.mark.parametrize("does", ["unusable", "unsettled"])
+def test_a_release_that_can_not_be_used_has_failed_once_and_for_all(tmp_path: Path, strange: Path, does: str) -> None:
+    with Watched(tmp_path, f"strange:{strange}") as service:
+        strange.write_text(does)
+        service.says(f"release {does}, which can't be used (it has no head): it is not tried again before it changes")
+        looked = service.status()["releases"]["looked"]
+        wait_for(lambda: service.status()["releases"]["looked"] > looked, "another look")
+        assert service.said("it has no head") == 1
+        facts = service.releases()[does]
+        assert (facts["fate"], facts["reason"], facts["place"]) == ("failed", "it has no head", None)
+        assert not (service.store / does).exists()
+        assert f"there is no release '{does}'" in service.command("--to", does)[2]
+        strange.write_text("two")
+        wait_for(lambda: service.fates()[:1] == ["serving"], "the next release")
+
+
+def test_without_a_release_that_can_be_used_nothing_starts(tmp_path: Path, strange: Path) -> None:
+    strange.write_text("unusable")
+    for _ in range(2):
+        with Watched(tmp_path, f"strange:{strange}", wait=False) as service:
+            assert service.running.ends() == 125
+            assert "no release to start but unusable, which failed (it has no head)" in service.running.text()
+
+
+def test_a_source_that_was_asked_too_often_is_left_alone(tmp_path: Path, strange: Path) -> None:
+    with Watched(tmp_path, f"strange:{strange}") as service:
+        strange.write_text("busy")
+        service.says("asked too often")
+        watch = wait_for(lambda: (facts := service.status()["releases"])["next_look"] and facts, "its patience")
+        assert 500 < watch["next_look"] <= 600
+        strange.write_text("two")
+        service.releases(look=True)
+        after = service.status()["releases"]
+        assert (after["looked"], after["problem"]) == (watch["looked"], "asked too often")
 
 
 def test_a_fetcher_dies_with_its_master_and_all_that_it_had_begun_is_removed(tmp_path: Path, strange: Path) -> None:
