@@ -549,8 +549,9 @@ class Watcher:
         """A process group of its own, that dies with us."""
         environ = dict(os.environ)
         environment.strip(environ)
-        if environment.WATCH_AUTHORIZATION in os.environ:  # for nobody else
-            environ[environment.WATCH_AUTHORIZATION] = os.environ[environment.WATCH_AUTHORIZATION]
+        for name in (environment.WATCH_AUTHORIZATION, environment.WATCH_AUTHORIZATION_FILE):
+            if name in os.environ:  # for nobody else
+                environ[name] = os.environ[name]
         memory = os.memfd_create("fdhandoff-fetcher")
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:

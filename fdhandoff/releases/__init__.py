@@ -12,7 +12,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -23,6 +23,7 @@ OURS = {
     "http": "http",
     "https": "http",
     "git": "git",
+    "github": "github",
 }  # and the modules that have them
 _TAG_MAX = 64
 _TAG_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
@@ -102,6 +103,18 @@ def split(text: str) -> tuple[str, str]:
     if not colon or not word or not rest:
         raise SourceError(f"{text!r} is no source: say file:PATH, symlink:PATH, or another one's name and a colon")
     return word, rest
+
+
+def options_in(where: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """``WHAT?NAME=VALUE&NAME=VALUE``: what, and the values that are named."""
+    what, _, rest = where.partition("?")
+    values = {}
+    for part in rest.split("&") if rest else ():
+        name, equals, value = part.partition("=")
+        if name not in names or not equals or not value or name in values:
+            raise SourceError(f"{part!r} of {where!r} is no setting: there are {', '.join(f'{one}=' for one in names)}")
+        values[name] = value
+    return what, values
 
 
 def make(text: str, settings: Settings) -> Source:

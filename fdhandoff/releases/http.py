@@ -7,17 +7,20 @@ import os
 import time
 from importlib import import_module
 from pathlib import PurePosixPath
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
-from ..system.environment import WATCH_AUTHORIZATION as AUTHORIZATION
+from ..system.environment import WATCH_AUTHORIZATION as AUTHORIZATION, WATCH_AUTHORIZATION_FILE as AUTHORIZATION_FILE
 from . import Found, Settings, Source, SourceError
 from .artefact import artefact_tag, finish, verification_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from typing import Any
+
+    #: (URL, status, headers, the beginning of the body) → what that means, or nothing: then it is as with any server.
+    Explain = Callable[[str, int, Mapping[str, str], bytes], SourceError | None]
 
 TRIES = 5
 BACKOFF_SECONDS = 0.5  # before the second try, and doubled before each further one
@@ -25,6 +28,8 @@ _REDIRECTS = 5
 _CONNECT_SECONDS, _READ_SECONDS = 15.0, 30.0
 _PART = 1 << 18
 _BESIDE_MAX = 1 << 20
+_SECRET_MAX = 1 << 16
+_COMPLAINT_MAX = 1 << 14
 _PROGRESS_SECONDS = 10.0
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
@@ -35,13 +40,12 @@ class HttpSource(Source):
         self.url = urlsplit(where)
         if not self.url.hostname:
             raise SourceError(f"{where!r} names no host")
-        if self.url.username or self.url.password:
-            raise SourceError(f"a password in a URL is seen by everybody: put what is to be sent into {AUTHORIZATION}")
+        forbid_password(where)
         self.name = PurePosixPath(self.url.path).name
         if not self.name or self.name in (".", ".."):
             raise SourceError(f"{where!r} names no file")
         self._verification = verification_of(settings)
-        self._client = Client()
+        self._client = Client(authorization())
 
     def look(self, state: Mapping[str, Any]) -> Found:
         asked = {}
@@ -88,10 +92,43 @@ class HttpSource(Source):
         return data
 
 
-class Client:
-    """What urllib3 does, with our patience, and our sentences."""
+def forbid_password(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise SourceError(f"a password in a URL is seen by everybody: put what is to be sent into {AUTHORIZATION}")
 
-    def __init__(self) -> None:
+
+def is_private(url: str) -> bool:
+    """Whether nobody on the way can read or change what is said."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts.scheme == "https" or host in ("localhost", "::1") or host.startswith("127.")
+
+
+def authorization() -> str:
+    """What is to be sent as ``Authorization``: out of the environment, or a file that it names; else empty."""
+    text, name = os.environ.get(AUTHORIZATION, ""), AUTHORIZATION
+    path = os.environ.get(AUTHORIZATION_FILE, "")
+    if path and not text:
+        name = AUTHORIZATION_FILE
+        try:
+            with open(path, "rb") as file:
+                text = file.read(_SECRET_MAX).decode("latin-1")
+        except OSError as error:
+            raise SourceError(f"{path}, which {name} names, can't be read: {error.strerror}") from None
+    text = text.strip()
+    if not (text.isprintable() and text.isascii()):
+        raise SourceError(f"what {name} has is not one line of ASCII, and can't be sent")
+    return text
+
+
+class Client:
+    """What urllib3 does, with our patience, and our sentences. ``authorization`` is sent to whom we ask, and not on to another
+    host that we are sent to; ``explain`` knows better what an answer means."""
+
+    def __init__(self, authorization: str = "", explain: Explain | None = None) -> None:
+        self._authorization = authorization
+        self._explain = explain
         try:
             self._urllib3: Any = import_module("urllib3")
         except ImportError:
@@ -110,7 +147,7 @@ class Client:
                 if answer.status in (200, 206, 304):
                     return answer
                 problem = f"it answered {answer.status}"
-                answer.close()
+                self._judge(url, answer)
                 if answer.status not in _AGAIN:
                     break
             if left:
@@ -118,14 +155,49 @@ class Client:
                 pause *= 2
         raise SourceError(f"{url} can't be had: {problem}")
 
-    def download(self, url: str, etag: str, settings: Settings) -> Iterator[bytes]:
+    def _judge(self, url: str, answer: Any) -> None:
+        """``SourceError`` where ``explain`` knows better than to try again."""
+        with answer:
+            if self._explain is None:
+                return
+            try:
+                body = answer.read(_COMPLAINT_MAX)
+            except self._urllib3.exceptions.HTTPError:
+                body = b""  # the headers say the more important part
+            explained = self._explain(url, answer.status, answer.headers, body)
+        if explained is not None:
+            raise explained
+
+    def read(self, url: str, headers: Mapping[str, str], size_max: int) -> tuple[Any, str, bytes]:
+        """A whole answer, where it came from in the end, and its body. One that breaks off is asked for again."""
+        for left in range(TRIES - 1, -1, -1):
+            with self.get(url, headers) as answer:
+                place, body = url, bytearray()
+                for step in answer.retries.history if answer.retries else ():
+                    place = urljoin(place, step.redirect_location or "")
+                try:
+                    for part in answer.stream(_PART, decode_content=False):
+                        body += part
+                        if len(body) > size_max:
+                            raise SourceError(f"{url} has more than {size_max} bytes, which can't be meant")
+                    return answer, place, bytes(body)
+                except self._urllib3.exceptions.HTTPError as error:
+                    problem = self._in_words(error)
+            if left:
+                time.sleep(BACKOFF_SECONDS)
+        raise SourceError(f"{url} broke off after {len(body)} bytes: {problem}")
+
+    def download(
+        self, url: str, etag: str, settings: Settings, headers: Mapping[str, str] | None = None
+    ) -> Iterator[bytes]:
         """Its whole content, in parts. One that breaks off is gone on with where it did, if the server can tell that it is the
         same still."""
         done, tries, said = 0, TRIES, time.monotonic()
-        strong = etag if etag and not etag.startswith("W/") else ""
         while True:
-            headers = {"Range": f"bytes={done}-", "If-Range": strong} if done else {}
-            answer = self.get(url, headers)
+            strong = etag if etag and not etag.startswith("W/") else ""
+            answer = self.get(
+                url, {**(headers or {}), **({"Range": f"bytes={done}-", "If-Range": strong} if done else {})}
+            )
             with answer:
                 if done and not (
                     answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {done}-")
@@ -133,6 +205,7 @@ class Client:
                     raise SourceError(f"{url} broke off after {done} bytes, and the server can't go on there")
                 if etag and answer.headers.get("ETag", etag) != etag:
                     raise SourceError(f"{url} changed while it was fetched")
+                etag = etag or answer.headers.get("ETag", "")
                 try:
                     for part in answer.stream(_PART, decode_content=False):
                         done += len(part)
@@ -147,15 +220,23 @@ class Client:
                     return
                 except self._urllib3.exceptions.HTTPError as error:
                     tries -= 1
-                    if not tries or not strong:
+                    if not tries or not etag or etag.startswith("W/"):
                         raise SourceError(f"{url} broke off after {done} bytes: {self._in_words(error)}") from None
                     time.sleep(BACKOFF_SECONDS)
 
     def _request(self, url: str, headers: Mapping[str, str]) -> Any:
-        retries = self._urllib3.Retry(total=_REDIRECTS, connect=0, read=0, status=0, other=0, redirect=_REDIRECTS)
+        retries = self._urllib3.Retry(
+            total=_REDIRECTS,
+            connect=0,
+            read=0,
+            status=0,
+            other=0,
+            redirect=_REDIRECTS,
+            respect_retry_after_header=False,
+        )
         ours = {"User-Agent": "fdhandoff", "Accept-Encoding": "identity", **headers}
-        if AUTHORIZATION in os.environ:  # not sent on to another host: see Retry.remove_headers_on_redirect
-            ours["Authorization"] = os.environ[AUTHORIZATION]
+        if self._authorization:  # not sent on to another host: see Retry.remove_headers_on_redirect
+            ours["Authorization"] = self._authorization
         return self._pool(url).request("GET", url, headers=ours, retries=retries, preload_content=False)
 
     def _pool(self, url: str) -> Any:

@@ -35,13 +35,15 @@ RUNTIME_DIR = "FDHANDOFF_RUNTIME_DIR"
 
 FIRST_FD = 3
 
-#: The fetcher's: what a web server is sent as ``Authorization``.
+#: The fetcher's: what a web server is sent as ``Authorization``, or the file in which that is.
 WATCH_AUTHORIZATION = "FDHANDOFF_WATCH_AUTHORIZATION"
+WATCH_AUTHORIZATION_FILE = "FDHANDOFF_WATCH_AUTHORIZATION_FILE"
 
 LISTEN = (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, LISTEN_PIDFDID)
 #: What is meant for one process. ``FDHANDOFF_RUNTIME_DIR`` is not among them: it is a setting, like ``TMPDIR``.
 FOR_ONE_PROCESS = (
     *LISTEN, PATH, GENERATION, INTERIM, CONNECTIONS, HEALTH, HEALTH_FILE, WATCH_AUTHORIZATION,
+    WATCH_AUTHORIZATION_FILE,
     "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE", "MAINPID"
 )  # fmt: skip
 
