@@ -15,7 +15,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from .control import Reply
-from .heir import name_heir, remove_directory
+from .heir import doors_of, name_heir, remove_directory
 from .prefork import PreforkWorker
 
 if TYPE_CHECKING:
@@ -206,9 +206,9 @@ class _Crew:
         """A killed one leaves the path at which connections were to reach it."""
         directory = self._service.crossing.directory
         with contextlib.suppress(OSError):
-            for name in os.listdir(directory) if directory else ():
-                if name.startswith(f"{self._service.generation.number}-{pid}."):
-                    os.unlink(os.path.join(directory, name))
+            for path in doors_of(directory, self._service.generation.number) if directory else ():
+                if os.path.basename(path).partition("-")[2].partition(".")[0] == str(pid):
+                    os.unlink(path)
 
     def _fork(self) -> None:
         ours, theirs = socket.socketpair()

@@ -1,5 +1,8 @@
 """Where connections that move find their new owner: a directory with a reception for each process that takes some, and the
 number of the generation that serves.
+
+Where a master's generations are another user's, the directory stays the master's, who alone says which of them serves; the
+receptions are in one below, which is that user's.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from .errors import PathError
 from .system.paths import check_directory
 
 _HEIR = "heir"
+_DOORS = "doors"
 
 
 def make_directory(directory: str) -> None:
@@ -25,12 +29,49 @@ def make_directory(directory: str) -> None:
     check_directory(directory)
 
 
+def open_to(directory: str, uid: int) -> None:
+    """Lets processes of ``uid`` have receptions there, and see who serves. ``OSError``, ``PathError``."""
+    make_directory(directory)
+    doors = os.path.join(directory, _DOORS)
+    try:
+        os.mkdir(doors, 0o700)
+    except FileExistsError:
+        pass
+    if os.stat(doors, follow_symlinks=False).st_uid != uid:
+        os.chown(doors, uid, -1, follow_symlinks=False)
+    os.chmod(directory, 0o711)
+
+
+def place_of(directory: str) -> tuple[str, int]:
+    """Where the receptions are, and their sockets' mode: the master, who is not their user, asks at them, too, where nobody
+    else gets to. ``PathError`` where others could put some of their own there."""
+    doors = os.path.join(directory, _DOORS)
+    if not os.path.isdir(doors):
+        return directory, 0o600
+    check_directory(doors)
+    return doors, 0o666
+
+
+def user_of(directory: str) -> int:
+    """Whose receptions they are."""
+    try:
+        return os.stat(_doors(directory)).st_uid
+    except OSError:
+        return os.geteuid()
+
+
+def _doors(directory: str) -> str:
+    doors = os.path.join(directory, _DOORS)
+    return doors if os.path.isdir(doors) else directory
+
+
 def name_heir(directory: str, generation: int) -> None:
     """From here on ``generation`` serves, and takes connections over."""
     make_directory(directory)
     temporary = os.path.join(directory, f".{_HEIR}.{os.getpid()}")
     with open(temporary, "w", encoding="ascii") as file:
         file.write(f"{generation}\n")
+        os.fchmod(file.fileno(), 0o644)  # the directory says who reads it
     os.replace(temporary, os.path.join(directory, _HEIR))
 
 
@@ -52,11 +93,11 @@ def receptions_of(directory: str, generation: int) -> list[str]:
 def doors_of(directory: str, generation: int) -> list[str]:
     """Where its processes can be asked to drain: their receptions, and what those have who take no connections."""
     try:
-        names = os.listdir(directory)
+        names = os.listdir(place := _doors(directory))
     except OSError:
         return []
     return [
-        os.path.join(directory, name)
+        os.path.join(place, name)
         for name in sorted(names)
         if name.startswith(f"{generation}-") and name.endswith((".sock", ".ask"))
     ]
@@ -68,6 +109,8 @@ def remove_directory(directory: str) -> None:
         for name in os.listdir(directory):
             if name == _HEIR or name.startswith(f".{_HEIR}."):
                 os.unlink(os.path.join(directory, name))
+            elif name == _DOORS:
+                os.rmdir(os.path.join(directory, name))
         os.rmdir(directory)
     except OSError:
         return

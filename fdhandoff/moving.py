@@ -20,7 +20,7 @@ from .conversation import Conversation, Gone
 from .deadline import after
 from .errors import OLD, DeadlineExceeded, HandoffError, PeerGone, PeerUntrusted, ProtocolError
 from .handoff import SOFTWARE
-from .heir import heir_of, make_directory, name_heir, receptions_of, remove_directory
+from .heir import heir_of, make_directory, name_heir, place_of, receptions_of, remove_directory
 from .inventory import entry_of, verify
 from .listener import KIND_CONNECTION, Connection
 from .protocol.messages import VERSION_MAX, VERSION_MIN, Abort, Ack, Hello, Items, Packed, Refused
@@ -63,13 +63,14 @@ class Reception:
     ) -> None:
         """``PathError`` or ``SystemCallError`` when nothing can be bound there."""
         make_directory(directory)
-        self.path = os.path.join(directory, f"{generation}-{os.getpid()}.sock")
+        place, mode = place_of(directory)
+        self.path = os.path.join(place, f"{generation}-{os.getpid()}.sock")
         self._take = take
         self._wake = Wake()
         self._guests: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._endpoint = registry.obtain(self.path)
+        self._endpoint = registry.obtain(self.path, mode=mode)
         self._endpoint.generation = generation
         self._endpoint.verbs.update(verbs or {})
         self._endpoint.begin_offer(self._greet, frozenset(allow_uids))
@@ -313,8 +314,9 @@ class Crossing:
             self.appoint(generation)
         elif self.directory and self.leaves and not self._appoints:
             make_directory(self.directory)
-            self._door = os.path.join(self.directory, f"{generation}-{os.getpid()}.ask")
-            registry.obtain(self._door).verbs.update(verbs)
+            place, mode = place_of(self.directory)
+            self._door = os.path.join(place, f"{generation}-{os.getpid()}.ask")
+            registry.obtain(self._door, mode=mode).verbs.update(verbs)
 
     def appoint(self, generation: int) -> None:
         if self.directory and self._appoints and self.take is not None:

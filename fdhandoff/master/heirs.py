@@ -9,7 +9,7 @@ import threading
 
 from ..client import ask
 from ..errors import HandoffError
-from ..heir import doors_of, name_heir
+from ..heir import doors_of, name_heir, user_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,9 +30,11 @@ def ask_to_leave(master: Master, run: Run, directory: str) -> None:
     except (HandoffError, OSError) as error:
         master.say(f"the connections of {run} can't move to {master.current}: {error}")
 
+    users = (user_of(directory),)
+
     def tell(path: str) -> None:
         try:
-            ask(path, "drain", timeout=_ANSWER_SECONDS)
+            ask(path, "drain", timeout=_ANSWER_SECONDS, allow_uids=users)
         except HandoffError as error:
             why = str(error)
             master.loop.call(lambda: master.say(f"{run} could not be asked to give its connections away: {why}"))

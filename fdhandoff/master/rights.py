@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
-from ..errors import SystemCallError
+from ..errors import HandoffError, SystemCallError
 from ..system import capabilities
 from ..system.access import find_account
+from ..system.environment import connections_of
+from ..system.paths import SYSTEM_DIRECTORY, default_path
 from ..system.sockets import parse_bind
 
 TYPE_CHECKING = False
@@ -47,10 +49,27 @@ def give_up(master: Master) -> None:
     account = find_account(master.options.user, master.options.group)
     if account is None or account.uid == 0 or os.geteuid() != 0:
         return
+    if master.options.path is not None and not master.options.chroot:
+        _let_connections_move(master, master.options.path, account.uid)
     try:
         capabilities.limit(needed(master.options))
     except SystemCallError as error:
         master.say(f"the master keeps all rights that it has: {error}")
+
+
+def _let_connections_move(master: Master, path: str, uid: int) -> None:
+    """Between the user's processes, in a directory of theirs. Those above it that we have made let them through: they see
+    nothing there, and what is in them is as closed as before."""
+    from ..heir import open_to
+
+    try:
+        above = os.path.dirname(path)
+        if path == default_path(os.path.basename(above), os.environ, create=False):
+            for place in (above, *([SYSTEM_DIRECTORY] if os.path.dirname(above) == SYSTEM_DIRECTORY else [])):
+                os.chmod(place, os.stat(place).st_mode & 0o7777 | 0o011)
+        open_to(connections_of(path), uid)
+    except (HandoffError, OSError) as error:
+        master.say(f"connections don't move between the generations, they drain: {error}")
 
 
 def _is_anothers(directory: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import fdhandoff
 from fdhandoff.system import capabilities
 
 from ...conftest import needs, needs_that
 from ..cli import verb, wait_for
+from ..servers import Client, KeepAlive
 from . import RUDE, Load, Service, quick, request
 
 if TYPE_CHECKING:
@@ -89,6 +92,52 @@ def test_a_generation_is_unprivileged_and_the_master_keeps_only_what_it_needs(fo
             assert EXPECTED <= caps(service.pid, which) <= everything
         assert caps(service.pid, "CapInh") == caps(service.pid, "CapAmb") == set()
         assert facts(service.pid)["NoNewPrivs"] == "0"
+
+
+@pytest.fixture
+def package(folder: Path) -> str:
+    """A copy of ours that another user may import, with what it imports."""
+    shutil.copytree(Path(fdhandoff.__file__).parent, folder / "fdhandoff")
+    shutil.copy(Path(__file__).parents[1] / "servers" / "threaded.py", folder)
+    needs_that(
+        subprocess.run([python(), "-c", "import _cffi_backend"], check=False).returncode == 0, "python3-cffi-backend"
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize("way", ["path", "name"])
+def test_connections_move_between_generations_of_another_user(
+    folder: Path, package: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past a master that is not their user, and may not write what is theirs; also where its directory is closed to others."""
+    command = [python(), str(folder / "threaded.py"), "http", "0", ""]
+    path = folder / "h.sock"
+    if way == "name":
+        monkeypatch.setenv("FDHANDOFF_RUNTIME_DIR", str(folder))
+        path = folder / "web" / "handoff.sock"
+        path.parent.mkdir(mode=0o700)
+    options = ["--path", str(path), "--user", "nobody", "--ready", "http:/", "--env", f"PYTHONPATH={package}"]
+    with Service(folder, *options, *quick("--kill-after", "2"), command=command, wait=False) as service:
+        service.path = path
+        service.serves()
+        with contextlib.closing(Client(service.address())) as idle, KeepAlive(service.address()) as busy:
+            assert idle.ask() == 1
+            for number in (2, 3):
+                if number == 3:
+                    assert verb("upgrade", str(path), "--master").returncode == 0
+                service.upgrade()
+                busy.heard(number)
+                service.settled(number)
+            assert idle.ask() == 3
+        assert not busy.failures
+        assert busy.reconnects == 0
+        doors = Path(f"{path}.connections/doors")
+        assert (doors.stat().st_uid, doors.stat().st_mode & 0o777) == (NOBODY, 0o700)
+        assert doors.parent.stat().st_uid == 0, "who serves is the master's to say"
+        assert {int(uid) for uid in facts(service.generations()[3]["pids"][0])["Uid"].split()} == {NOBODY}
+        assert caps(service.pid) == EXPECTED
+        assert service.stop() == 0
+    assert not doors.parent.exists()
 
 
 def test_upgrades_drains_and_a_new_master_work_without_what_was_given_up(folder: Path) -> None:
