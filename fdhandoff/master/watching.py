@@ -8,27 +8,22 @@ releases there are and what became of each, in a file beside them that outlives 
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import time
 
-from ..deadline import after, format_duration
 from ..errors import NOBODY, OLD, Aborted, HandoffError, SystemCallError, UpgradeError, sentence
-from ..notation import dumps, loads
+from ..notation import loads
 from ..system import environment
-from ..system.process import spawn
 from . import journal
+from .helper import Helper
 from .options import NEXT, ON_REQUEST, for_release, origin_of
-from .run import SERVING, kill_group
+from .run import SERVING
 from .shape import mismatch
 from .tasks import Future, pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Any
 
-    from ..system.process import Process
     from .master import Master
     from .options import Options
     from .rollout import Rollout
@@ -43,17 +38,9 @@ FETCHED, TRYING, LIVE, SERVED, FAILED, ROLLED_BACK = "fetched", "trying", "servi
 # Not tried again before it changes, unless somebody names it.
 _BLOCKED = (FAILED, ROLLED_BACK)
 
-_ANSWER_FD = 3
-_ANSWER_MAX = 1 << 20
-_READ = 1 << 16
 _BACKOFF_LAST = 600.0
 _MOVE_SECONDS = 5.0  # how often what waits for its hour, or for another upgrade's end, is tried again
 _WAIT_LAST = 86400.0
-# Its words are where modules lie.
-_PROGRAM = (
-    "import sys; sys.path += [path for path in sys.argv[1:] if path not in sys.path]; import {0}; sys.exit({0}.main())"
-)
-
 _RELEASE = {"identity": str, "tag": str, "place": str, "fate": str, "reason": str, "at": (int, float), "turn?": int}
 _SHAPE: dict[str, Any] = {"schema": int, "source": str, "seen": str, "shown": str, "releases": [_RELEASE]}
 _FOUND = {
@@ -108,7 +95,8 @@ class Watcher:
         self.next_look: float | None = None  # monotonic
         self._wanted: Future[None] = Future()
         self._turn_over: Future[None] = Future()
-        self._fetcher: Process | None = None
+        secrets = (environment.WATCH_AUTHORIZATION, environment.WATCH_AUTHORIZATION_FILE)
+        self._fetcher = Helper(master.loop, "fetcher", "releases.fetcher", self._hear, secrets)
         self._write_fails = False
         self._read()
 
@@ -494,7 +482,6 @@ class Watcher:
         # What has no place was broken when it came.
         there = [one.identity for one in self.releases if not one.place or os.path.exists(one.place)]
         return {
-            "schema": SCHEMA,
             "source": self.source,
             "directory": self.directory,
             "keep": sorted({name.partition("/")[0] for name in inside}),
@@ -507,81 +494,14 @@ class Watcher:
 
     async def _ask(self) -> dict[str, Any]:
         """The fetcher's last word. It is ended, with all that it started, when its time is over."""
-        loop, seconds = self._master.loop, self._master.options.fetch_timeout
-        try:
-            process, reader = self._start(self._question())
-        except (HandoffError, OSError) as error:
-            return {"error": f"the fetcher can't be started: {sentence(error)}"}
-        heard = _Heard(self._hear)
-        ended: Future[None] = Future()
-        full: Future[None] = Future()
-
-        def read() -> None:
-            if not heard.read(reader):
-                full.set(None)
-
-        loop.waited.add(process.pid)
-        loop.on_readable(process.fileno(), lambda: ended.set(None))
-        loop.on_readable(reader, read)
-        self._fetcher = process
-        try:
-            await pause(loop, seconds, ended, full)
-            if ended.done:
-                heard.read(reader)
-        finally:
-            loop.forget(reader)
-            loop.forget(process.fileno())
-            loop.waited.discard(process.pid)
-            kill_group(process)
-            how = process.wait(after(5.0))
-            process.close()
-            os.close(reader)
-            self._fetcher = None
-        if heard.last is not None:
-            return heard.last
-        if ended.done:
-            return {"error": f"the fetcher {how}, and said nothing"}
-        if full.done:
-            return {"error": "the fetcher said more than makes sense: it was ended"}
-        return {"error": f"the fetcher did not end within {format_duration(seconds)}: it was ended"}
-
-    def _start(self, question: dict[str, Any]) -> tuple[Process, int]:
-        """A process group of its own, that dies with us."""
-        environ = dict(os.environ)
-        environment.strip(environ)
-        for name in (environment.WATCH_AUTHORIZATION, environment.WATCH_AUTHORIZATION_FILE):
-            if name in os.environ:  # for nobody else
-                environ[name] = os.environ[name]
-        memory = os.memfd_create("fdhandoff-fetcher")
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        try:
-            os.set_blocking(reader, False)
-            journal.write_whole(memory, dumps(question).encode())
-            os.lseek(memory, 0, os.SEEK_SET)
-            program = _PROGRAM.format(f"{__name__.rpartition('.master.')[0]}.releases.fetcher")
-            process = spawn(
-                [sys.executable, "-c", program, *sys.path],
-                fds={0: memory, 1: 2, 2: 2, _ANSWER_FD: writer},
-                env=environ,
-                own_group=1,
-                death_signal=signal.SIGKILL,
-            )
-        except BaseException:
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
-            os.close(memory)
-        return process, reader
+        return await self._fetcher.ask(self._question(), self._master.options.fetch_timeout)
 
     def _hear(self, text: str) -> None:
         self._master.say(f"{self.source}: {text}")
 
     def close(self) -> None:
         """No fetcher outlives us, nor the program that we become."""
-        if self._fetcher is not None:
-            kill_group(self._fetcher)
-            self._fetcher.wait(after(5.0))
+        self._fetcher.close()
 
     # --- telling ------------------------------------------------------------------------------------------------
 
@@ -616,41 +536,3 @@ class Watcher:
 def _chance() -> float:
     """From 0 to 1, and less than that."""
     return int.from_bytes(os.urandom(4), "big") / 2**32
-
-
-class _Heard:
-    """The lines of a fetcher. ``last``: the one with its result."""
-
-    def __init__(self, say: Any) -> None:
-        self._say = say
-        self._data = b""
-        self._size = 0
-        self.last: dict[str, Any] | None = None
-
-    def read(self, fd: int) -> bool:
-        """All that is there; false when it is more than makes sense."""
-        while True:
-            try:
-                part = os.read(fd, _READ)
-            except BlockingIOError:
-                return True
-            self._size += len(part)
-            if self._size > _ANSWER_MAX:
-                return False
-            if not part:
-                return True
-            *lines, self._data = (self._data + part).split(b"\n")
-            self._take(lines)
-
-    def _take(self, lines: Iterable[bytes]) -> None:
-        for line in lines:
-            try:
-                word = loads(line)
-            except ValueError:
-                continue
-            if not isinstance(word, dict) or word.get("schema") != SCHEMA:
-                continue
-            if "result" in word:
-                self.last = word
-            elif isinstance(word.get("text"), str):
-                self._say(word["text"])
