@@ -54,8 +54,9 @@ class Crowd:
 
 
 class KeepAlive(Crowd):
-    """``count`` clients with one connection each; ``pause`` seconds between an answer and the next request. ``answers`` by
-    generation, ``failures`` by kind, ``reconnects``: how often an announced end made one connect again."""
+    """``count`` clients with one connection each, or with one for each request (``once``); ``pause`` seconds between an answer
+    and the next request. ``answers`` by generation, ``failures`` by kind, ``reconnects``: how often an announced end made one
+    connect again."""
 
     def __init__(
         self,
@@ -64,8 +65,10 @@ class KeepAlive(Crowd):
         pause: float = 0.005,
         path: str = "/",
         context: ssl.SSLContext | None = None,
+        once: bool = False,
     ) -> None:
         super().__init__(count)
+        self._once = once
         self.reconnects = 0
         self._address = address
         self._pause = pause
@@ -90,7 +93,7 @@ class KeepAlive(Crowd):
                 self.answers[generation] += 1
                 if client.ended:
                     self.reconnects += 1
-            if client.ended:
+            if client.ended or self._once:
                 client.close()
                 client = None
             time.sleep(self._pause)

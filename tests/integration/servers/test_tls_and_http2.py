@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,29 +17,48 @@ from ..master import Service, quick
 from . import KeepAlive
 from .http2 import Http2, certificate
 
-if TYPE_CHECKING:
-    pass
-
 HERE = Path(__file__).parent
-UPGRADES = 3
+UNMODIFIED = HERE / "unmodified"
+ASGI, WSGI = "tests.integration.servers.app:app", "tests.integration.servers.wsgi:app"
+
+REQUESTS = 200
+#: How often each is upgraded.
+often = pytest.mark.parametrize("upgrades", [2, pytest.param(50, marks=pytest.mark.soak)])
 
 
-def hypercorn(port: int, path: Path, files: list[str]) -> list[str]:
-    pytest.importorskip("hypercorn", reason="needs hypercorn: pip install 'fdhandoff[test]'")
-    tls = ["--certfile", files[0], "--keyfile", files[1]] if files else []
-    return [sys.executable, str(HERE / "on_hypercorn.py"), str(port), str(path / "h.sock"), *tls]
+def command(name: str, port: int, path: Path, files: list[str]) -> list[str]:
+    """A server with its adapter; with TLS if there are ``files``, a certificate and its key."""
+    pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
+    words = {
+        "hypercorn": ["", "--certfile", "--keyfile"],
+        "uvicorn": [f"{ASGI} --no-access-log --timeout-keep-alive 60 --port {port}", "--ssl-certfile", "--ssl-keyfile"],
+        "gunicorn": [f"{WSGI} --bind 127.0.0.1:{port} --worker-class gthread --threads 12", "--certfile", "--keyfile"],
+        "aiohttp": ["", "", ""],
+    }[name]
+    tls = [word for pair in zip(words[1:], files, strict=True) for word in pair if word] if files else []
+    if not words[0]:
+        return [sys.executable, str(HERE / f"on_{name}.py"), str(port), str(path / "h.sock"), *tls]
+    ours = ["--handoff-path", str(path / "h.sock"), "--handoff-probation", "500ms"]
+    return [sys.executable, "-m", f"{PACKAGE}.servers.{name}", *words[0].split(), *tls, *ours]
 
 
-def uvicorn(port: int, path: Path, files: list[str]) -> list[str]:
-    pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'fdhandoff[test]'")
-    return [
-        sys.executable, "-m", f"{PACKAGE}.servers.uvicorn", "tests.integration.servers.app:app", "--port", str(port),
-        "--no-access-log", "--timeout-keep-alive", "60", "--ssl-certfile", files[0], "--ssl-keyfile", files[1],
-        "--handoff-path", str(path / "h.sock"), "--handoff-probation", "500ms",
-    ]  # fmt: skip
-
-
-SERVERS = {"hypercorn": hypercorn, "uvicorn": uvicorn}
+def unmodified(name: str, folder: Path, *files: str) -> Service:
+    """A ``Service`` with a server as it is; granian's is the program of its page, unless it has TLS."""
+    pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
+    if name == "hypercorn":
+        program = [sys.executable, "-m", "hypercorn", "--log-level", "error", "--bind", "fd://3", "asgi:app"]
+    elif files:
+        program = [sys.executable, str(UNMODIFIED / "with_granian.py"), *files]
+    else:
+        page = HERE.parents[2] / "docs" / "how-to" / "servers" / "granian.md"
+        if not page.exists():
+            pytest.skip("the documentation is not part of this copy")
+        text = page.read_text(encoding="utf-8").split("```python\n")[1].partition("```")[0]
+        (folder / "program.py").write_text(text, encoding="utf-8")
+        program = [sys.executable, str(folder / "program.py")]
+    ready = "accept" if files else "http:/"
+    options = quick("--ready", ready, "--grace", "60", "--env", f"PYTHONPATH={UNMODIFIED}")
+    return Service(folder, *options, command=program)
 
 
 class Server(Running):
@@ -48,15 +66,15 @@ class Server(Running):
         self._start(command, env=environment())
 
 
-def strangers(command: list[str], stack: contextlib.ExitStack) -> Server:
-    old = Server(command)
+def strangers(words: list[str], stack: contextlib.ExitStack) -> Server:
+    old = Server(words)
     stack.callback(old.stop)
     old.says("generation 1 serves")
     return old
 
 
-def upgraded(command: list[str], old: Server, stack: contextlib.ExitStack, number: int) -> Server:
-    new = Server(command)
+def upgraded(words: list[str], old: Server, stack: contextlib.ExitStack, number: int) -> Server:
+    new = Server(words)
     stack.callback(new.stop)
     new.says(f"generation {number} serves")
     assert old.ends() == 0, old.text()
@@ -64,44 +82,60 @@ def upgraded(command: list[str], old: Server, stack: contextlib.ExitStack, numbe
     return new
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_clients_with_tls_are_told_to_connect_again_and_fail_nothing(tmp_path: Path, name: str) -> None:
+@often
+@pytest.mark.parametrize("name", ["hypercorn", "uvicorn", "aiohttp", "gunicorn"])
+def test_clients_with_tls_are_told_to_connect_again_and_fail_nothing(tmp_path: Path, name: str, upgrades: int) -> None:
     files, context = certificate(tmp_path)
     port = free_port()
-    command = SERVERS[name](port, tmp_path, files)
+    words = command(name, port, tmp_path, files)
     address = ("127.0.0.1", port)
     with contextlib.ExitStack() as stack:
-        old = strangers(command, stack)
+        old = strangers(words, stack)
         with KeepAlive(address, context=context) as busy, KeepAlive(address, pause=0.2, context=context) as lazy:
-            for number in range(2, UPGRADES + 2):
-                old = upgraded(command, old, stack, number)
+            for number in range(2, upgrades + 2):
+                old = upgraded(words, old, stack, number)
                 busy.heard(number)
                 lazy.heard(number, 1)
         assert not busy.failures
         assert not lazy.failures
-        assert busy.reconnects == lazy.reconnects == 4 * UPGRADES, "once for each client and upgrade"
+        assert busy.reconnects == lazy.reconnects == 4 * upgrades, "once for each client and upgrade"
 
 
+@often
+def test_granian_with_tls_under_the_master_fails_no_client_that_asks_once(tmp_path: Path, upgrades: int) -> None:
+    """It announces no end, so those that keep their connection would have to end it while it drains."""
+    files, context = certificate(tmp_path)
+    with unmodified("granian", tmp_path, *files) as service:
+        with KeepAlive(service.address(), context=context, once=True) as load:
+            for number in range(2, upgrades + 2):
+                service.upgrade()
+                load.heard(number)
+                service.settled(number)
+        assert not load.failures
+        assert service.stop() == 0
+
+
+@often
 @pytest.mark.parametrize("tls", [False, True], ids=["prior knowledge", "TLS"])
-def test_http2_clients_are_told_to_go_away_and_fail_nothing(tmp_path: Path, tls: bool) -> None:
+def test_http2_clients_are_told_to_go_away_and_fail_nothing(tmp_path: Path, tls: bool, upgrades: int) -> None:
     files, context = certificate(tmp_path) if tls else ([], None)
     if context is not None:
         context.set_alpn_protocols(["h2"])
     port = free_port()
-    command = hypercorn(port, tmp_path, files)
+    words = command("hypercorn", port, tmp_path, files)
     with contextlib.ExitStack() as stack:
-        old = strangers(command, stack)
+        old = strangers(words, stack)
         with Http2(("127.0.0.1", port), context) as load:
-            for number in range(2, UPGRADES + 2):
-                old = upgraded(command, old, stack, number)
+            for number in range(2, upgrades + 2):
+                old = upgraded(words, old, stack, number)
                 load.heard(number)
         assert not load.failures
-        assert load.reconnects == 3 * UPGRADES, "once for each client and upgrade"
+        assert load.reconnects == 3 * upgrades, "once for each client and upgrade"
 
 
 def test_http2_under_the_master_fails_nothing(tmp_path: Path) -> None:
-    command = [*hypercorn(0, tmp_path, [])[:3], ""]
-    with Service(tmp_path, *quick("--ready", "http:/"), command=command) as service:
+    words = [*command("hypercorn", 0, tmp_path, [])[:3], ""]
+    with Service(tmp_path, *quick("--ready", "http:/"), command=words) as service:
         with Http2(service.address()) as load:
             for number in (2, 3):
                 service.upgrade()
@@ -112,12 +146,12 @@ def test_http2_under_the_master_fails_nothing(tmp_path: Path) -> None:
 
 
 class H2load:
-    """h2load, 400 requests a round; ``succeeded``: how many answers it got in all. It does not connect again after GOAWAY: it
+    """h2load, ``REQUESTS`` a round; ``succeeded``: how many answers it got in all. It does not connect again after GOAWAY: it
     gives up what it has not sent yet, and calls that failed."""
 
     def __init__(self, url: str) -> None:
         self.succeeded = self.rounds = 0
-        self._command = [needs("h2load", "nghttp2-client"), "-n", "400", "-c", "4", "-m", "4", url]
+        self._command = [needs("h2load", "nghttp2-client"), "-n", str(REQUESTS), "-c", "4", "-m", "4", url]
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -137,46 +171,42 @@ class H2load:
             self.succeeded += int(found[1])
             self.rounds += 1
 
-    def goes_on(self, more: int = 400) -> None:
+    def goes_on(self, more: int = REQUESTS) -> None:
         before = self.succeeded
         wait_for(lambda: self.succeeded >= before + more, "answers for h2load")
 
 
-def test_h2load_gets_an_answer_to_every_request_that_reached_a_server(tmp_path: Path) -> None:
+@often
+def test_h2load_gets_an_answer_to_every_request_that_reached_a_server(tmp_path: Path, upgrades: int) -> None:
     files, _ = certificate(tmp_path)
     port = free_port()
-    command = hypercorn(port, tmp_path, files)
+    words = command("hypercorn", port, tmp_path, files)
     with contextlib.ExitStack() as stack:
-        everyone = [strangers(command, stack)]
+        everyone = [strangers(words, stack)]
         with H2load(f"https://127.0.0.1:{port}/") as load:
-            for number in range(2, UPGRADES + 2):
+            for number in range(2, upgrades + 2):
                 load.goes_on()
-                everyone.append(upgraded(command, everyone[-1], stack, number))
+                everyone.append(upgraded(words, everyone[-1], stack, number))
             load.goes_on()
         everyone[-1].stop()
         reached = [int(found) for one in everyone for found in re.findall(r"lifespan over, (\d+) requests", one.text())]
-        assert len(reached) == UPGRADES + 1
+        assert len(reached) == upgrades + 1
         assert load.succeeded == sum(reached)
 
 
-def test_h2load_against_granian_under_the_master_has_no_request_fail(tmp_path: Path) -> None:
+@often
+@pytest.mark.parametrize("name", ["granian", "hypercorn"])
+def test_h2load_against_a_server_as_it_is_has_no_request_fail(tmp_path: Path, name: str, upgrades: int) -> None:
     """Its rounds are short: each connection ends by itself while its generation drains."""
-    pytest.importorskip("granian", reason="needs granian: pip install 'fdhandoff[test]'")
-    page = HERE.parents[2] / "docs" / "how-to" / "servers" / "granian.md"
-    if not page.exists():
-        pytest.skip("the documentation is not part of this copy")
-    program = tmp_path / "program.py"
-    program.write_text(page.read_text(encoding="utf-8").split("```python\n")[1].partition("```")[0], encoding="utf-8")
-    options = quick("--ready", "http:/", "--grace", "60")
-    with Service(tmp_path, *options, command=[sys.executable, str(program)]) as service:
+    with unmodified(name, tmp_path) as service:
         host, port = service.address()
         with H2load(f"http://{host}:{port}/") as load:
-            for number in range(2, UPGRADES + 2):
+            for number in range(2, upgrades + 2):
                 load.goes_on()
                 service.upgrade()
                 service.settled(number)
             load.goes_on()
-        assert load.succeeded == 400 * load.rounds
+        assert load.succeeded == REQUESTS * load.rounds
         assert service.stop() == 0
 
 
@@ -184,9 +214,9 @@ def test_an_http2_connection_that_had_its_requests_goes_away_with_all_its_answer
     """hypercorn by itself ends such a connection before it has answered."""
     (tmp_path / "few.py").write_text("keep_alive_max_requests = 20\n")
     port = free_port()
-    command = [*hypercorn(port, tmp_path, []), "--config", f"file:{tmp_path / 'few.py'}"]
+    words = [*command("hypercorn", port, tmp_path, []), "--config", f"file:{tmp_path / 'few.py'}"]
     with contextlib.ExitStack() as stack:
-        strangers(command, stack)
+        strangers(words, stack)
         with Http2(("127.0.0.1", port), count=2) as load:
             load.heard(1, 200)
         assert not load.failures

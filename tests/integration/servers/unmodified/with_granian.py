@@ -1,4 +1,7 @@
-"""granian, which has no option for a listener that it is given."""
+"""granian, which has no option for a listener that it is given; a certificate and its key are for TLS."""
+
+import sys
+from pathlib import Path
 
 from granian import Granian
 from granian.net import SocketHolder
@@ -11,4 +14,5 @@ class Server(Granian):
 
 
 if __name__ == "__main__":
-    Server("asgi:app", interface="asgi", log_enabled=False).serve()
+    certificate, key = (*map(Path, sys.argv[1:]), None, None)[:2]
+    Server("asgi:app", interface="asgi", log_enabled=False, ssl_cert=certificate, ssl_key=key).serve()
