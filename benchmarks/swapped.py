@@ -67,6 +67,12 @@ def _nginx(folder: Path, port: int, number: int) -> None:
     (folder / "big").write_text(f"app {number} 0" + " " * 500_000)
 
 
+def _uwsgi(protocol: str) -> Server:
+    return Server("uwsgi", lambda _: [
+        str(program("uwsgi")), protocol, "fd://3", "--master", "--disable-logging", "--threads", "24", "--need-app",
+        "--module", "wsgi:app"])  # fmt: skip
+
+
 _GUNICORN = ("--log-level", "error", "--no-control-socket")
 _UVICORN = ("--log-level", "error", "--fd", "3")
 
@@ -92,9 +98,8 @@ UNMODIFIED = {
     "flask": module("flask", "--app", "with_flask:app", "run"),
     "django": script("django", "with_django.py"),
     "twisted": module("twisted", "web", "--listen", "systemd:domain=INET:index=0", "--wsgi", "wsgi.app"),
-    "uwsgi": Server("uwsgi", lambda _: [
-        str(program("uwsgi")), "--http-socket", "fd://3", "--http-keepalive", "--master", "--disable-logging",
-        "--threads", "24", "--need-app", "--module", "wsgi:app"]),
+    "uwsgi --http11-socket": _uwsgi("--http11-socket"),
+    "uwsgi --http-socket": _uwsgi("--http-socket"),
     "node": Server("node", lambda _: ["node", str(PROGRAMS / "server.js")]),
     "nginx": Server("nginx", lambda folder: [
         str(program("nginx")), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"], deploy=_nginx),
