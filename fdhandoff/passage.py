@@ -39,7 +39,8 @@ class Passage:
     ``movable(protocol)`` is what the next generation must know of the connection, as bytes, or ``None`` when it can't move
     now: something is half read or half written. ``restore(protocol, state)`` is called with that at the other end.
     ``announce()`` is called while this process drains, once it is known that what is open here ends here: from then on answers
-    say so.
+    say so. ``watch(protocol)`` is called with whoever is open when this process begins to leave, and with whoever comes later:
+    it has ``settled`` or ``later`` said of it from then on, which needs nothing before.
 
     Make it before ``Service.ready()``, in the running loop. ``moved`` and ``arrived`` count.
     """
@@ -52,6 +53,7 @@ class Passage:
         everyone: Callable[[], Iterable[Any]],
         movable: Callable[[Any], bytes | None],
         restore: Callable[[Any, bytes], object] | None = None,
+        watch: Callable[[Any], object] | None = None,
         announce: Callable[[], object] | None = None,
         ssl: ssl.SSLContext | None = None,
     ) -> None:
@@ -59,6 +61,7 @@ class Passage:
         self.arrived = 0
         self.leaving = False
         self.announced = False  # what is open here ends here
+        self._watch = watch
         self._announce = announce
         self._departure = Departure(service)
         self._pauses = Pauses()
@@ -97,6 +100,8 @@ class Passage:
         protocol = self._factory()
         made = protocol if state is None else _Arriving(self, protocol, state)
         await self._loop.connect_accepted_socket(lambda: made, sock, ssl=self._ssl)
+        if self.leaving and self._watch is not None:
+            self._watch(protocol)
         return protocol
 
     def _take(self, connections: Iterable[Connection]) -> None:
@@ -147,7 +152,11 @@ class Passage:
         whoever should take it is slow, is offered again."""
         self.leaving = True
         await asyncio.sleep(0)  # what was accepted in this turn of the loop has its protocol in the next
-        self._ready_to_move.update(self._everyone())
+        everyone = list(self._everyone())
+        if self._watch is not None:
+            for protocol in everyone:
+                self._watch(protocol)
+        self._ready_to_move.update(everyone)
         if not await self._move_once():
             self._begin_moving()
 

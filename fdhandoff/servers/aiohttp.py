@@ -8,11 +8,15 @@ that is a ``WebSocketResponse`` of this module, and whose application keeps its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
+from functools import wraps
+from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 try:
     from aiohttp import WSMessage, web
+    from aiohttp.streams import EMPTY_PAYLOAD
     from aiohttp.web_protocol import RequestHandler
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs aiohttp: pip install 'aiohttp>=3.10' ({error})") from None
@@ -25,7 +29,7 @@ from ..websocket import RESTART, Packed, Talk
 if TYPE_CHECKING:
     import os
     import ssl
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Iterable, Iterator
     from typing import Any
 
     from aiohttp.abc import AbstractStreamWriter
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 SERVICE = web.AppKey("fdhandoff", Service)
 
 _END = b"\r\n\r\n"
+_received = RequestHandler.data_received
 
 
 def run_app(
@@ -82,7 +87,6 @@ async def _serve(
 ) -> None:
     application = app if isinstance(app, web.Application) else await app
     application[SERVICE] = service
-    sockets: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
     ending: dict[web.WebSocketResponse, asyncio.Task[bool]] = {}
 
     def end(them: Iterable[web.WebSocketResponse]) -> None:
@@ -91,14 +95,10 @@ async def _serve(
             if not one.closed and one not in ending:
                 ending[one] = asyncio.create_task(one.close(code=RESTART, message=b"service restart"))
 
-    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
-        if isinstance(response, web.WebSocketResponse):
-            sockets.add(response)
-        elif passage.announced or (service.draining and request.body_exists):  # behind a body it is not known to rest
-            response.headers["Connection"] = "close"
-            response.force_close()
+    def announce() -> None:
+        _announce(application)
+        end(list(websockets))
 
-    application.on_response_prepare.append(prepare)
     runner = web.AppRunner(application, handle_signals=False, **options)
     await runner.setup()
     try:
@@ -113,16 +113,18 @@ async def _serve(
             everyone=lambda: server.connections,
             movable=lambda one: one.state(),
             restore=lambda one, state: one.restore(state),
-            announce=lambda: end(list(sockets)),
+            watch=Resting.watch,
+            announce=announce,
             ssl=ssl_context,
         )
-        await service.ready_async()
-        accepting = asyncio.create_task(passage.serve())
-        await service.wait_async()
-        await passage.leave()
-        end([one for one in sockets if not (isinstance(one, WebSocketResponse) and one.may_move)])
-        report = await service.drain_async()
-        await accepting
+        with _websockets() as websockets:
+            await service.ready_async()
+            accepting = asyncio.create_task(passage.serve())
+            await service.wait_async()
+            await passage.leave()
+            end([one for one in websockets if not (isinstance(one, WebSocketResponse) and one.may_move)])
+            report = await service.drain_async()
+            await accepting
         words = f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here"
         if ending:
             words += f", of which {len(ending)} were websockets that could not move"
@@ -135,22 +137,83 @@ async def _serve(
         await runner.cleanup()
 
 
+# What an answer does not need costs it nothing: aiohttp's signal is not used while the service serves.
+
+
+@contextlib.contextmanager
+def _websockets() -> Iterator[weakref.WeakSet[web.WebSocketResponse]]:
+    """Those that are open, of all applications."""
+    found: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
+    websocket: Any = web.WebSocketResponse
+    prepare = websocket.prepare
+
+    @wraps(prepare)
+    async def noting(self: web.WebSocketResponse, request: web.BaseRequest) -> Any:
+        writer = await prepare(self, request)
+        found.add(self)
+        return writer
+
+    websocket.prepare = noting
+    try:
+        yield found
+    finally:
+        websocket.prepare = prepare
+
+
+def _announce(application: web.Application) -> None:
+    """From here on each answer says that its connection ends. The application's own signal is frozen since it started."""
+
+    async def end(_: web.Request, response: web.StreamResponse) -> None:
+        if not isinstance(response, web.WebSocketResponse):
+            response.headers["Connection"] = "close"
+            response.force_close()
+
+    signal = type(application.on_response_prepare)(application)
+    signal.extend([*application.on_response_prepare, end])
+    signal.freeze()
+    application._on_response_prepare = signal
+
+
 class Resting(RequestHandler):
-    """aiohttp's protocol, which knows when its connection rests."""
+    """aiohttp's protocol, which knows when its connection rests.
+
+    The parser keeps the beginning of a request's head to itself. So it is counted where requests end: what has come is whole
+    when that is also where it ends.
+    """
 
     def __init__(self, passage: Passage, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._passage = passage
-        self._whole = True  # what has come ends with the end of a request's head: nothing is half read
+        self._missing = 0  # bytes of a body that are to come; -1 where that is not known, as in a head
+        self._head = b""  # then: the last bytes of it
         self.talk: Talk | None = None  # of a websocket that may move
         self._websocket: WebSocketResponse | None = None
 
     def data_received(self, data: bytes) -> None:
-        if data:
-            self._whole = data.endswith(_END)
-            if self.talk is not None and not self.talk.hears(data):
-                return
-        super().data_received(data)
+        if self.talk is not None and data and not self.talk.hears(data):
+            return
+        messages = self._messages
+        before = len(messages)
+        _received(self, data)
+        # Nearly always it is a whole head, or several, that nothing follows.
+        if self._missing or not data.endswith(_END) or (messages and messages[-1][1] is not EMPTY_PAYLOAD):
+            self._count(data, islice(messages, before, None))
+
+    def _count(self, data: bytes, found: Iterable[Any]) -> None:
+        """``data`` came, and the parser found these messages in it."""
+        if self._upgraded:
+            return
+        text = self._head + data
+        end: int | None = self._missing if self._missing >= 0 else 0 if self._head else None
+        for message, payload in found:
+            end = None if end is None else _end_of(message, payload, text, end, self._head)
+            self._head = b""
+        if end is not None and end >= len(text):
+            self._missing, self._head = end - len(text), b""
+        elif text.endswith(_END):  # of a head, or of a body that came in chunks
+            self._missing, self._head = 0, b""
+        elif data:
+            self._missing, self._head = -1, text[max(end or 0, len(text) - 3) :]
 
     def begin_talk(self, websocket: WebSocketResponse) -> Talk:
         """Before its request is answered."""
@@ -185,13 +248,21 @@ class Resting(RequestHandler):
         self.talk = talk
 
     def state(self) -> bytes | None:
-        """``None`` where it does not rest, or where that can't be known: behind a request's body the beginning of the next
-        request may lie in the parser."""
+        """``None`` where it does not rest, or where that is not known."""
         if self._websocket is not None:
             return self._websocket.packed()
         waiter = self._waiter
         rests = waiter is not None and not waiter.done() and not self._messages and not self._upgraded
-        return b"" if rests and self._whole and self._payload_parser is None else None
+        return b"" if rests and not self._missing and self._payload_parser is None else None
+
+    def watch(self) -> None:
+        self.__class__ = Leaving
+
+
+class Leaving(Resting):
+    """The same in a process that drains, which says when it comes to rest."""
+
+    __slots__ = ()
 
     async def finish_response(self, *arguments: Any) -> Any:
         result = await super().finish_response(*arguments)
@@ -293,3 +364,15 @@ def _head(request: web.BaseRequest) -> bytes:
     lines = [f"{request.method} {request.raw_path} HTTP/1.1".encode("utf-8", "surrogateescape")]
     lines += [name + b": " + value for name, value in request.raw_headers]
     return b"\r\n".join(lines) + _END
+
+
+def _end_of(message: Any, payload: Any, text: bytes, start: int, head: bytes) -> int | None:
+    """Where in ``text`` a message ends that begins at ``start``, or in the ``head`` that ``text`` begins with."""
+    if not head:
+        while text.startswith(b"\r\n", start):  # empty lines before it
+            start += 2
+    end = text.find(_END, start)
+    if end < 0 or getattr(message, "chunked", True):
+        return None
+    length = "0" if payload is EMPTY_PAYLOAD else message.headers.get("Content-Length", "")
+    return end + len(_END) + int(length) if length.isdecimal() else None

@@ -168,19 +168,25 @@ def test_a_stop_that_is_hurried_cuts_what_is_under_way_and_says_so(program: list
     assert os.listdir(tmp_path) == []
 
 
-def test_many_idle_connections_move_at_once(program: list[str], tmp_path: Path) -> None:
+def test_many_idle_connections_move_at_once_also_those_that_posted(program: list[str], tmp_path: Path) -> None:
     port = free_port()
     old = Server(program, tmp_path, port)
     with stopping(old), contextlib.ExitStack() as stack:
         old.serves(1)
         clients = [stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(200)]
         assert {client.ask() for client in clients} == {1}
+        assert clients[0].ask(method="POST", body=b"x\r\n\r\ny" * 30) == 1
+        clients[1].send(method="POST", body=b"x" * 300_000)
+        for part in (slice(0, 50), slice(50, None)):
+            clients[2].send(method="POST", body=b"\r\n\r\n" * 100, part=part)
+        assert [clients[1].receive(), clients[2].receive()] == [1, 1]
         new = Server(program, tmp_path, port)
         with stopping(new):
             new.serves(2)
             assert old.ends() == 0, old.text()
             assert "200 connections moved on, 0 ended here" in old.text()
             assert {client.ask() for client in clients} == {2}
+            assert clients[0].ask(method="POST", body=b"more") == 2
             for client in clients:
                 client.close()
 
