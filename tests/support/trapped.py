@@ -68,7 +68,7 @@ def before(owner: Any, name: str, edge: str, loop_of: Callable[..., Any]) -> Non
 
 
 def set_traps() -> None:
-    from fdhandoff.master import journal, master, outlets, renaming, rollout, run
+    from fdhandoff.master import helper, journal, master, outlets, renaming, rollout, run, watching
 
     enter = rollout.Rollout.enter
 
@@ -86,7 +86,20 @@ def set_traps() -> None:
     around(run, "spawn", "", "spawned")
     around(run.Run, "stop", "stop", "stopped")
     around(master.Master, "discard", "discard", "")
-    around(journal, "write", "journal", "journaled")
+    write = journal.write
+
+    def trapped_write(path: str, *arguments: Any, **more: Any) -> None:
+        if path.endswith(watching.HISTORY):
+            stand("history")
+            write(path, *arguments, **more)
+        else:
+            stand("journal")
+            write(path, *arguments, **more)
+            stand("journaled")
+
+    journal.write = trapped_write
+    around(helper.Helper, "_start", "", "asked")
+    around(watching.Watcher, "_point_at", "point", "")
     around(outlets.KernelOutlet, "choose", "choose", "chosen")
     around(renaming.RenameOutlet, "choose", "choose", "chosen")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from ..cli import DEADLINE, wait_for
 from ..master import RUDE, Service, quick, request
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 #: What makes the release named in a script a broken one.
@@ -36,6 +38,21 @@ def point(link: Path, target: Path) -> None:
     new = link.with_name(f".{link.name}.new")
     new.symlink_to(target)
     os.replace(new, link)
+
+
+@contextlib.contextmanager
+def plugged(folder: Path, name: str, source: str) -> Iterator[Path]:
+    """A package that adds the source ``name`` is installed in the directory that it gives. ``source``: ``module:class``."""
+    installed = folder / "installed"
+    facts = installed / f"{name}-1.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (facts / "entry_points.txt").write_text(f"[fdhandoff.releases]\n{name} = {source}\n")
+    sys.path.insert(0, str(installed))  # Running passes it on
+    try:
+        yield installed
+    finally:
+        sys.path.remove(str(installed))
 
 
 class Watched(Service):

@@ -15,7 +15,7 @@ import pytest
 from ..cli import Running, verb, wait_for
 from ..cli.schema import check
 from ..master import RUDE, quick, request
-from . import BROKEN, Watched, point, replace, script
+from . import BROKEN, Watched, plugged, point, replace, script
 from .publishers import File, Symlink
 
 if TYPE_CHECKING:
@@ -69,18 +69,12 @@ def file(tmp_path: Path) -> File:
 @pytest.fixture
 def strange(tmp_path: Path) -> Iterator[Path]:
     """The file in which it reads what to do."""
-    installed = tmp_path / "installed"
-    facts = installed / "strange-1.dist-info"
-    facts.mkdir(parents=True)
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1\n")
-    (facts / "entry_points.txt").write_text("[fdhandoff.releases]\nstrange = strange:Strange\n")
-    (installed / "strange.py").write_text(SOURCE)
     does = tmp_path / "does"
     does.write_text("well")
     does.with_name("does.py").write_text(script("one"))
-    sys.path.insert(0, str(installed))  # Running passes it on
-    yield does
-    sys.path.remove(str(installed))
+    with plugged(tmp_path, "strange", "strange:Strange") as installed:
+        (installed / "strange.py").write_text(SOURCE)
+        yield does
 
 
 def test_a_deleted_release_is_left_by_an_upgrade_to_where_the_link_leads_now(tmp_path: Path) -> None:
