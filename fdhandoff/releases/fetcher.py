@@ -181,8 +181,12 @@ def _remove(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
-    for folder, _, _ in os.walk(path):
-        os.chmod(folder, stat.S_IMODE(os.lstat(folder).st_mode) | 0o700)
+    os.chmod(path, stat.S_IRWXU)
+    for folder, folders, _ in os.walk(path):  # from the top: what can't be read is not gone into
+        for name in folders:
+            inner = os.path.join(folder, name)
+            if not os.path.islink(inner):
+                os.chmod(inner, stat.S_IRWXU)
     shutil.rmtree(path)
 
 
