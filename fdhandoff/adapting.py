@@ -7,35 +7,50 @@ import sys
 
 from .deadline import parse_duration
 from .listener import check_name
-from .system.environment import HEALTH, HEALTH_FILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
+
+    from typing_extensions import TypedDict
 
     from .service import Service
 
     Read = Callable[[str], Any]
 
+    class Handoff(TypedDict, total=False):
+        """The handoff's own keywords, of every adapter."""
+
+        handoff_name: str  # the service's (default: made of the application's, or the program's)
+        handoff_path: str  # its handoff path (default: below the runtime directory)
+        handoff_probation: float  # seconds in which it takes the service back from a successor that dies (5)
+        handoff_health: str  # the address at which /ready is 200 while the service is to get traffic, else 503
+        handoff_health_file: str  # a file that is there while /ready would be 200
+        handoff_pre_stop_delay: float  # seconds between that turning false and the drain
+
+
 PREFIX = "--handoff-"
-_OPTIONS: dict[str, Read] = {"name": str, "path": str, "probation": parse_duration}
-#: What ``Service`` itself reads from the environment, so that no adapter need know it.
-_SETTINGS = {"health": HEALTH, "health-file": HEALTH_FILE}
+# As ``Service`` calls them, without the dashes of the command line.
+_OPTIONS: dict[str, Read] = {
+    "name": str, "path": str, "probation": parse_duration, "health": str, "health_file": str,
+    "pre_stop_delay": parse_duration,
+}  # fmt: skip
 
 HELP = """\
   --handoff-name NAME            the service's name (made of the application's)
   --handoff-path PATH            the handoff path (NAME/handoff.sock in the runtime directory)
   --handoff-health ADDRESS       answer HTTP there: /ready is 200 while the service is to get traffic, else 503
   --handoff-health-file FILE     a file that is there while /ready would be 200
+  --handoff-pre-stop-delay TIME  how long connections are still accepted when that has turned false, before a stop (0)
   --handoff-probation DURATION   how long this process stays to take the service back from a successor that dies (5s)
 """
 
 
 def split(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Ours, as keywords of an adapter's ``run`` (``handoff_name`` …), and the server's own; what a ``Service`` reads from the
-    environment goes there. ``ValueError`` for what makes no sense."""
+    """Ours, as keywords of an adapter's ``run`` (``handoff_name`` …), and the server's own. ``ValueError`` for what makes no
+    sense."""
     ours: dict[str, Any] = {}
     rest: list[str] = []
     words = list(arguments)
@@ -47,21 +62,40 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if not word.startswith(PREFIX):
             rest.append(word)
             continue
-        name, equals, value = word[len(PREFIX) :].partition("=")
-        if name not in _OPTIONS and name not in _SETTINGS:
-            raise ValueError(
-                f"there is no option {PREFIX}{name}: there are "
-                f"{', '.join(PREFIX + one for one in (*_OPTIONS, *_SETTINGS))}"
-            )
+        option, equals, value = word[len(PREFIX) :].partition("=")
+        name = option.replace("-", "_")
+        if name not in _OPTIONS or "_" in option:
+            options = ", ".join(PREFIX + one.replace("_", "-") for one in _OPTIONS)
+            raise ValueError(f"there is no option {PREFIX}{option}: there are {options}")
         if not equals:
             if not words:
-                raise ValueError(f"{PREFIX}{name} wants a value")
+                raise ValueError(f"{PREFIX}{option} wants a value")
             value = words.pop(0)
-        if name in _SETTINGS:
-            os.environ[_SETTINGS[name]] = value
-        else:
-            ours[f"handoff_{name}"] = _OPTIONS[name](value)
+        ours[f"handoff_{name}"] = _OPTIONS[name](value)
     return ours, rest
+
+
+def taken(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Ours among ``keywords``, which loses them."""
+    return {name: keywords.pop(name) for name in list(keywords) if name.startswith("handoff_")}
+
+
+def named(handoff: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same keywords, with the service's name where they do not say it."""
+    return {**handoff, "handoff_name": handoff.get("handoff_name") or name}
+
+
+def settings(handoff: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Of an adapter's keywords (``Handoff``): ``Service``'s. ``name``: the service's where they do not say it. ``TypeError``
+    for one that there is not."""
+    found: dict[str, Any] = {"name": name}
+    for keyword, value in handoff.items():
+        option = keyword.removeprefix("handoff_")
+        if option not in _OPTIONS:
+            ours = ", ".join(f"handoff_{one}" for one in _OPTIONS)
+            raise TypeError(f"there is no keyword {keyword!r} here: the handoff's are {ours}")
+        found[option] = value
+    return {**found, "name": found["name"] or name}
 
 
 def address_of(host: str, port: int) -> str:

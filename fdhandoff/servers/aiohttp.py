@@ -21,7 +21,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs aiohttp: pip install 'aiohttp>=3.10' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name
+from ..adapting import address_of, listeners_of, service_name, settings, taken
 from ..passage import Passage
 from ..service import Service
 from ..websocket import RESTART, Packed, Talk
@@ -52,29 +52,20 @@ def run_app(
     ssl_context: ssl.SSLContext | None = None,
     backlog: int = 128,
     shutdown_timeout: float = 60.0,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
     **options: Any,
 ) -> None:
     """``aiohttp.web.run_app`` until a newer generation serves, or until it is told to stop. ``host`` (all addresses) and
     ``port`` (8080; 8443 with ``ssl_context``) or a Unix socket's ``path``; ``shutdown_timeout``: how many seconds what is
-    inside may take. ``handoff_name`` is the service's (default: the program's), ``handoff_path`` its handoff path,
-    ``handoff_probation`` the seconds in which it takes the service back from a successor that dies. Other ``options`` are
-    ``AppRunner``'s. Handlers find the ``Service`` as ``request.app[fdhandoff.servers.aiohttp.SERVICE]``. Raises what
-    ``Service`` raises.
+    inside may take. The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s, other ``options`` are ``AppRunner``'s.
+    Handlers find the ``Service`` as ``request.app[fdhandoff.servers.aiohttp.SERVICE]``. Raises what ``Service`` raises.
     """
     if path is not None:
         address = f"unix:{path}?backlog={backlog}"
     else:
         number = port if port is not None else 8443 if ssl_context is not None else 8080
         address = f"{address_of('' if host in (None, '::') else str(host), number)}?backlog={backlog}"
-    with Service(
-        handoff_name or service_name(None, "aiohttp"),
-        path=handoff_path,
-        probation=handoff_probation,
-        grace=shutdown_timeout,
-    ) as service:
+    handoff = settings(taken(options), service_name(None, "aiohttp"))
+    with Service(**handoff, grace=shutdown_timeout) as service:
         listeners_of(service, "http", address)
         asyncio.run(_serve(service, app, ssl_context, options))
 

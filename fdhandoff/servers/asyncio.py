@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..adapting import address_of, listeners_of, service_name
+from ..adapting import address_of, listeners_of, service_name, settings, taken
 from ..passage import Passage
 from ..service import Service
 
@@ -87,9 +87,8 @@ async def create_server(
     """``loop.create_server``, accepting when it returns: a running generation has handed over by then. ``host``: a name or an
     address, ``None`` for all. ``options``: ``ssl``, ``ssl_handshake_timeout``, ``ssl_shutdown_timeout``, ``backlog`` (100), and
 
-    ``grace``: how many seconds what is inside may take when this process ends (30; ``None``: for ever). ``handoff_name``: the
-    service's name (default: the program's). ``handoff_path``: its handoff path. ``handoff_probation``: the seconds in which
-    it takes the service back from a successor that dies (5). Raises what ``Service`` raises."""
+    ``grace``: how many seconds what is inside may take when this process ends (30; ``None``: for ever). The ``handoff_…``
+    keywords are ``fdhandoff.adapting.Handoff``'s. Raises what ``Service`` raises."""
     return await _start(lambda _: protocol_factory, _internet(host, port), options)
 
 
@@ -107,25 +106,15 @@ def _internet(host: str | None, port: int) -> str:
 async def _start(
     factory: Callable[[Server], Callable[[], asyncio.BaseProtocol]], address: str, options: dict[str, Any]
 ) -> Server:
-    ours: dict[str, Any] = {
-        "backlog": 100,
-        "grace": 30.0,
-        "handoff_name": "",
-        "handoff_path": "",
-        "handoff_probation": 5.0,
-    }
+    handoff = settings(taken(options), service_name(None, "asyncio"))
+    ours: dict[str, Any] = {"backlog": 100, "grace": 30.0}
     ours |= {name: options.pop(name) for name in list(options) if name in ours}
     tls = ("ssl", "ssl_handshake_timeout", "ssl_shutdown_timeout")
     theirs: dict[str, Any] = {}
     theirs |= {name: options.pop(name) for name in tls if name in options}
     if options:
         raise TypeError(f"unknown here: {', '.join(options)}; there are {', '.join([*ours, *tls])}")
-    service = Service(
-        ours["handoff_name"] or service_name(None, "asyncio"),
-        path=ours["handoff_path"],
-        grace=ours["grace"],
-        probation=ours["handoff_probation"],
-    )
+    service = Service(**handoff, grace=ours["grace"])
     try:
         sockets = listeners_of(service, "asyncio", f"{address}?backlog={ours['backlog']}")
         server = Server(service, sockets, factory, theirs)

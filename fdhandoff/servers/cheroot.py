@@ -17,7 +17,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs cheroot: pip install 'cheroot>=11' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name, split, with_service
+from ..adapting import address_of, listeners_of, service_name, settings, split, taken, with_service
 from ..departure import Departure
 from ..errors import HandoffError
 from ..gated import GatedListener
@@ -38,27 +38,24 @@ _Connection: Any = http.HTTPConnection
 class Server(_Server):  # type: ignore[misc]
     """cheroot's WSGI server as a generation of a service: ``start()`` returns once a newer one serves and all is finished here,
     or once it is told to stop; what is inside then may take ``grace`` seconds (``None``: for ever). It serves one listener,
-    the first. The application finds the ``Service`` as ``environ["fdhandoff"]``."""
+    the first. The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. The application finds the ``Service`` as
+    ``environ["fdhandoff"]``."""
 
     def __init__(
         self,
         bind_addr: Any,
         wsgi_app: Any,
         *arguments: Any,
-        handoff_name: str = "",
-        handoff_path: str = "",
-        handoff_probation: float = 5.0,
         grace: float | None = 30.0,
         **options: Any,
     ) -> None:
+        self._handoff = {**settings(taken(options), service_name(None, "cheroot")), "grace": grace}
         super().__init__(bind_addr, wsgi_app, *arguments, **options)
         self._application = wsgi_app
-        self._handoff: dict[str, Any] = {"path": handoff_path, "probation": handoff_probation, "grace": grace}
-        self._handoff_name = handoff_name or service_name(None, "cheroot")
 
     def start(self) -> None:
         """Raises what ``Service`` raises."""
-        with Service(self._handoff_name, **self._handoff) as service:
+        with Service(**self._handoff) as service:
             self.service, self.departure = service, Departure(service)
             self.wsgi_app = with_service(self._application, service)
             self.ConnectionClass = _connection_class(self)

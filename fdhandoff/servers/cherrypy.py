@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def quickstart(root: Any = None, script_name: str = "", config: Any = None, **handoff: Any) -> None:
-    """``cherrypy.quickstart`` until a newer generation serves, or until it is told to stop. ``handoff``: ``handoff_name``,
-    ``handoff_path``, ``handoff_probation`` and ``grace``, as for ``fdhandoff.servers.cheroot.Server``. Handlers find the
+    """``cherrypy.quickstart`` until a newer generation serves, or until it is told to stop. ``handoff``: ``grace``
+    and the ``handoff_…`` keywords, as for ``fdhandoff.servers.cheroot.Server``. Handlers find the
     ``Service`` as ``cherrypy.request.wsgi_environ["fdhandoff"]``. Raises what ``Service`` raises."""
     if config:
         cherrypy._global_conf_alias.update(config)

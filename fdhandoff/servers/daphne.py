@@ -21,7 +21,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs daphne: pip install 'daphne>=4.1' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name, split
+from ..adapting import address_of, listeners_of, service_name, settings, split, taken
 from ..errors import HandoffError
 from ..service import Service
 
@@ -34,10 +34,9 @@ _RESTART = 1012  # RFC 6455's registry: service restart
 
 
 class Server(daphne.server.Server):  # type: ignore[misc]
-    """``daphne.server.Server``, with its arguments, whose ``run`` lasts until a newer generation serves or this process is told
-    to stop. What is inside then has ``grace`` seconds (``None``: for ever). ``handoff_name`` is the service's (default: the
-    program's), ``handoff_path`` its handoff path, ``handoff_probation`` the seconds in which it takes the service back from a
-    successor that dies. The application finds the ``Service`` as ``scope["state"]["fdhandoff"]``.
+    """``daphne.server.Server``, with its arguments, whose ``run`` lasts until a newer generation serves or this process is
+    told to stop. What is inside then has ``grace`` seconds (``None``: for ever). The ``handoff_…`` keywords are
+    ``fdhandoff.adapting.Handoff``'s. The application finds the ``Service`` as ``scope["state"]["fdhandoff"]``.
 
     ``ValueError`` for endpoints other than ``tcp:`` and ``unix:``. ``run`` raises what ``Service`` raises.
     """
@@ -48,20 +47,16 @@ class Server(daphne.server.Server):  # type: ignore[misc]
         endpoints: Sequence[str] = (),
         *,
         grace: float | None = 30.0,
-        handoff_name: str = "",
-        handoff_path: str = "",
-        handoff_probation: float = 5.0,
         **options: Any,
     ) -> None:
         self._addresses = [_address(endpoint) for endpoint in endpoints]
-        self._name = handoff_name or service_name(None, "daphne")
-        self._options: dict[str, Any] = {"path": handoff_path, "probation": handoff_probation, "grace": grace}
+        self._options = {**settings(taken(options), service_name(None, "daphne")), "grace": grace}
         super().__init__(application, endpoints, **{**options, "ready_callable": self._begin})
         self._then = options.get("ready_callable")
 
     def run(self) -> None:
         self.endpoints: list[str] = []  # daphne opens none of them
-        with Service(self._name, **self._options) as self.service:
+        with Service(**self._options) as self.service:
             self._sockets = [
                 listener
                 for number, address in enumerate(self._addresses[: 1 if self.service.inherited else None])

@@ -23,7 +23,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs Django: pip install 'django>=5' ({error})") from None
 
-from ..adapting import service_name, split
+from ..adapting import named, service_name, split
 from ..errors import HandoffError
 from .socketserver import serve
 from .wsgiref import binding_nothing
@@ -31,6 +31,10 @@ from .wsgiref import binding_nothing
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from typing_extensions import Unpack
+
+    from ..adapting import Handoff
 
 _SETTINGS = "DJANGO_SETTINGS_MODULE"
 
@@ -44,14 +48,12 @@ def run(
     on_bind: Callable[[int], object] | None = None,
     server_cls: type[basehttp.WSGIServer] = basehttp.WSGIServer,
     *,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
     grace: float | None = 30.0,
+    **handoff: Unpack[Handoff],
 ) -> None:
     """As ``django.core.servers.basehttp.run``, until a newer generation serves, or until it is told to stop; what is inside
-    then may take ``grace`` seconds (``None``: for ever). Views find the ``Service`` as ``request.META["fdhandoff"]``. Raises
-    what ``Service`` raises."""
+    then may take ``grace`` seconds (``None``: for ever). The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s.
+    Views find the ``Service`` as ``request.META["fdhandoff"]``. Raises what ``Service`` raises."""
     base = type("WSGIServer", (socketserver.ThreadingMixIn, server_cls), {}) if threading else server_cls
 
     class Server(binding_nothing(base, lambda: wsgi_handler)):  # type: ignore[misc]
@@ -65,10 +67,8 @@ def run(
         Server,
         (addr, port),
         basehttp.WSGIRequestHandler,
-        handoff_name=handoff_name or service_name(os.environ.get(_SETTINGS, ""), "django"),
-        handoff_path=handoff_path,
-        handoff_probation=handoff_probation,
         grace=grace,
+        **named(handoff, service_name(os.environ.get(_SETTINGS, ""), "django")),
     )
 
 

@@ -14,7 +14,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs Flask: pip install 'flask>=3.1' ({error})") from None
 
-from ..adapting import service_name, split
+from ..adapting import named, service_name, split, taken
 from ..errors import HandoffError
 from .werkzeug import run_simple
 
@@ -29,18 +29,14 @@ def run(
     host: str | None = None,
     port: int | None = None,
     *,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
     grace: float | None = 30.0,
     **options: Any,
 ) -> None:
     """``app.run(host, port, **options)`` until a newer generation serves, or until it is told to stop. The handoff's own
     options and what is raised: as for ``fdhandoff.servers.werkzeug.run_simple``."""
-    ours = {"handoff_path": handoff_path, "handoff_probation": handoff_probation, "grace": grace}
-    name = handoff_name or service_name(app.import_name, "flask")
+    ours = named(taken(options), service_name(app.import_name, "flask"))
     before = serving.run_simple
-    serving.run_simple = partial(run_simple, handoff_name=name, **ours)  # type: ignore[arg-type]
+    serving.run_simple = partial(run_simple, grace=grace, **ours)
     try:
         app.run(host, port, **options)
     finally:

@@ -13,13 +13,16 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, cast
 
-from ..adapting import listeners_of, service_name
+from ..adapting import listeners_of, service_name, settings
 from ..service import Service
 
 if TYPE_CHECKING:
     import ssl
     from typing import Any
 
+    from typing_extensions import Unpack
+
+    from ..adapting import Handoff
     from ..connection import CountedSocket
 
 # RFC 9113: a frame is a length of three bytes, a type, flags, a stream's number of four bytes, and what it carries.
@@ -36,22 +39,16 @@ async def serve(
     *,
     ssl_context: ssl.SSLContext | None = None,
     grace: float | None = 30.0,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
+    **handoff: Unpack[Handoff],
 ) -> None:
     """Starts ``server`` and serves at ``address`` (``127.0.0.1:50051``, ``:50051``, ``unix:/run/x.sock``) until a newer
     generation does, or until it is told to stop; calls that are under way then have ``grace`` seconds (``None``: for ever).
     ``server``: a ``grpc.aio.server`` that has its handlers, no port, and was not started; or a function that makes one, and is
     called with the ``Service``. ``ssl_context``: TLS, with the protocol ``h2``; gRPC's own credentials would hide where a
-    GOAWAY can stand. ``handoff_name`` is the service's (default: the program's), ``handoff_path`` its handoff path,
-    ``handoff_probation`` the seconds in which it takes the service back from a successor that dies. Raises what ``Service``
-    raises.
+    GOAWAY can stand. The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. Raises what ``Service`` raises.
     """
     with (
-        Service(
-            handoff_name or service_name(None, "grpc"), path=handoff_path, probation=handoff_probation, grace=grace
-        ) as service,
+        Service(**settings(handoff, service_name(None, "grpc")), grace=grace) as service,
         tempfile.TemporaryDirectory(prefix="fdhandoff-", ignore_cleanup_errors=True) as folder,
     ):
         listeners_of(service, "grpc", address)

@@ -33,7 +33,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs hypercorn: pip install 'hypercorn>=0.18' ({error})") from None
 
-from ..adapting import address_of, service_name, split
+from ..adapting import address_of, service_name, settings, split
 from ..crew import run_crew
 from ..errors import HandoffError
 from ..passage import Passage
@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hypercorn.config import Config
+    from typing_extensions import Unpack
 
+    from ..adapting import Handoff
     from ..prefork import PreforkWorker
 
 # Where graceful_timeout does not say it: hypercorn's three seconds are short for what is under way.
@@ -58,12 +60,10 @@ _NOT_STARTED = (NoAppError, LifespanFailureError, LifespanTimeoutError)
 _INSECURE = "insecure"
 
 
-def run(config: Config, *, handoff_name: str = "", handoff_path: str = "", handoff_probation: float = 5.0) -> int:
-    """``hypercorn.run.run(config)``, until a newer generation serves or it is told to stop; 0. ``handoff_name`` is the
-    service's (default: made of ``config.application_path``), ``handoff_path`` its handoff path (default: below the runtime
-    directory), ``handoff_probation`` the seconds in which it takes the service back from a successor that dies. The application
-    finds the ``Service`` in its lifespan's state, as ``scope["state"]["fdhandoff"]``. ``config.graceful_timeout`` (30 s where
-    it is not set) is the longest drain.
+def run(config: Config, **handoff: Unpack[Handoff]) -> int:
+    """``hypercorn.run.run(config)``, until a newer generation serves or it is told to stop; 0. The ``handoff_…`` keywords are
+    ``fdhandoff.adapting.Handoff``'s. The application finds the ``Service`` in its lifespan's state, as
+    ``scope["state"]["fdhandoff"]``. ``config.graceful_timeout`` (30 s where it is not set) is the longest drain.
 
     With ``config.workers`` above 1 so many processes serve, whose application finds a ``PreforkWorker`` there: its generation,
     whether it drains. ``ValueError`` for what can't be: the reloader, trio, QUIC. Raises what ``Service`` and the application
@@ -77,7 +77,7 @@ def run(config: Config, *, handoff_name: str = "", handoff_path: str = "", hando
         import uvloop
 
         loop_factory = uvloop.new_event_loop
-    with _service(config, config.application_path, handoff_name, handoff_path, handoff_probation) as service:
+    with _service(config, config.application_path, handoff) as service:
         bound = _bind(service, config)
 
         def work(service: Service | PreforkWorker) -> None:
@@ -107,14 +107,12 @@ async def serve(
     *,
     shutdown_trigger: Callable[..., Awaitable[Any]] | None = None,
     mode: Any = None,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
+    **handoff: Unpack[Handoff],
 ) -> None:
     """``hypercorn.asyncio.serve(app, config, …)``, until a newer generation serves, or it is told to stop, or
     ``shutdown_trigger`` returns. As ``run``, which see, but in the event loop of the main thread, whichever it is."""
     _check(config)
-    with _service(config, app, handoff_name, handoff_path, handoff_probation) as service:
+    with _service(config, app, handoff) as service:
         bound = _bind(service, config)
         await _Host(service, wrap_app(app, config.wsgi_max_body_size, mode), config, bound, shutdown_trigger).serve()
 
@@ -126,15 +124,9 @@ def _check(config: Config) -> None:
         raise ValueError("QUIC can't be served here: its connections are known to one process alone")
 
 
-def _service(config: Config, app: Any, name: str, path: str, probation: float) -> Service:
+def _service(config: Config, app: Any, handoff: Handoff) -> Service:
     grace = vars(config).get("graceful_timeout", _GRACE_SECONDS)
-    return Service(
-        name or service_name(app, "hypercorn"),
-        path=path,
-        probation=probation,
-        grace=float(grace),
-        pidfile=config.pid_path,
-    )
+    return Service(**settings(handoff, service_name(app, "hypercorn")), grace=float(grace), pidfile=config.pid_path)
 
 
 def _bind(service: Service, config: Config) -> tuple[list[socket.socket], list[socket.socket]]:

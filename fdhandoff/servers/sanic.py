@@ -22,7 +22,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs sanic: pip install 'sanic>=25.3' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name, split
+from ..adapting import address_of, listeners_of, service_name, settings, split, taken
 from ..errors import HandoffError
 from ..passage import Passage
 from ..service import Service
@@ -44,16 +44,12 @@ def run(
     unix: str | None = None,
     ssl: Any = None,
     backlog: int = 100,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
     **options: Any,
 ) -> None:
     """``app.run`` in this process, until a newer generation serves or it is told to stop; then what is inside has the
     application's ``GRACEFUL_SHUTDOWN_TIMEOUT``. ``host`` (127.0.0.1) and ``port`` (8000), or a ``unix`` socket's path; ``ssl``
-    as Sanic takes it; other ``options`` are those of ``app.create_server`` (``debug``, ``access_log``, …). ``handoff_name`` is
-    the service's (default: the application's), ``handoff_path`` its handoff path, ``handoff_probation`` the seconds in which it
-    takes the service back from a successor that dies. Handlers find the ``Service`` as ``request.app.ctx.fdhandoff``.
+    as Sanic takes it; other ``options`` are those of ``app.create_server`` (``debug``, ``access_log``, …). The ``handoff_…``
+    keywords are ``fdhandoff.adapting.Handoff``'s. Handlers find the ``Service`` as ``request.app.ctx.fdhandoff``.
 
     ``ValueError`` where Sanic would start processes (``workers``, ``fast``, ``auto_reload``, ``dev``). Raises what ``Service``
     raises.
@@ -66,12 +62,8 @@ def run(
             "use fdhandoff-cli run --workers N -- … for several processes, and Sanic itself for development"
         )
     where = f"unix:{unix}?mode=0666&" if unix else f"{address_of(host or '127.0.0.1', 8000 if port is None else port)}?"
-    with Service(
-        handoff_name or service_name(app.name, "sanic"),
-        path=handoff_path,
-        probation=handoff_probation,
-        grace=float(app.config.GRACEFUL_SHUTDOWN_TIMEOUT),
-    ) as service:
+    handoff = settings(taken(options), service_name(app.name, "sanic"))
+    with Service(**handoff, grace=float(app.config.GRACEFUL_SHUTDOWN_TIMEOUT)) as service:
         listeners = listeners_of(service, "http", f"{where}backlog={backlog}")
         app.ctx.fdhandoff = service
         asyncio.run(_serve(service, app, listeners[0], process_to_context(ssl), options))

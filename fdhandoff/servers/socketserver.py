@@ -22,7 +22,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from ..adapting import address_of, listeners_of, service_name
+from ..adapting import address_of, listeners_of, service_name, settings
 from ..departure import Departure, Pauses
 from ..listener import Connection
 from ..reading import Moved, WaitingSocket, pack, unpack
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from typing_extensions import Unpack
+
+    from ..adapting import Handoff
+
     Address = tuple[str, int] | str
 
 
@@ -41,16 +45,14 @@ def serve(
     address: Address,
     handler_class: type[socketserver.BaseRequestHandler],
     *,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
     grace: float | None = 30.0,
     ssl_context: ssl.SSLContext | None = None,
+    **handoff: Unpack[Handoff],
 ) -> None:
     """Serves until a newer generation does, or until it is told to stop; then finishes what is inside, for ``grace`` seconds
     at most (``None``: for ever). ``address``: host and port, or a Unix socket's path. ``ssl_context``: for each connection,
-    wrapped in the handler's thread; it can't move then. The server's listener, signals and end are those of the ``Service``,
-    which handlers find as ``self.server.service``.
+    wrapped in the handler's thread; it can't move then. The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. The
+    server's listener, signals and end are those of the ``Service``, which handlers find as ``self.server.service``.
 
     ``ValueError`` for a datagram server, and for one that forks: nobody could wait for its children. Raises what ``Service``
     raises.
@@ -59,8 +61,7 @@ def serve(
         raise ValueError(f"{server_class.__name__} serves datagrams, which have no connections: use Service itself")
     if hasattr(socketserver, "ForkingMixIn") and issubclass(server_class, socketserver.ForkingMixIn):
         raise ValueError(f"{server_class.__name__} forks: use a threading server, or fdhandoff-cli run --workers")
-    name = handoff_name or service_name(None, "socketserver")
-    with Service(name, path=handoff_path, probation=handoff_probation, grace=grace) as service:
+    with Service(**settings(handoff, service_name(None, "socketserver")), grace=grace) as service:
         listeners = listeners_of(service, "main", _text(address))
         server: Any = server_class(address, _handed(handler_class, service, ssl_context), bind_and_activate=False)  # type: ignore[call-arg]
         server.socket.close()  # it never listens: the service has the listener

@@ -20,7 +20,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs tornado: pip install 'tornado>=6.4' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name
+from ..adapting import address_of, listeners_of, service_name, settings, taken
 from ..passage import Passage
 from ..service import Service
 
@@ -44,22 +44,16 @@ async def serve(
     unix_socket: str = "",
     backlog: int = 128,
     grace: float | None = 30.0,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
     **options: Any,
 ) -> None:
     """Serves until a newer generation does, or until it is told to stop; then finishes what is inside, for ``grace`` seconds
     at most (``None``: for ever). ``app``: an ``Application``, or whatever ``tornado.httpserver.HTTPServer`` takes, whose
     ``options`` (``xheaders``, ``ssl_options``, …) these are. ``address`` and ``port`` as for ``app.listen`` (default: all
-    addresses), or a ``unix_socket``'s path. ``handoff_name`` is the service's (default: the program's), ``handoff_path`` its
-    handoff path, ``handoff_probation`` the seconds in which it takes the service back from a successor that dies. Handlers
-    find the ``Service`` as ``self.settings["fdhandoff"]``. Raises what ``Service`` raises.
+    addresses), or a ``unix_socket``'s path. The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. Handlers find the
+    ``Service`` as ``self.settings["fdhandoff"]``. Raises what ``Service`` raises.
     """
     where = f"unix:{unix_socket}" if unix_socket else address_of(address or "", port)
-    with Service(
-        handoff_name or service_name(None, "tornado"), path=handoff_path, probation=handoff_probation, grace=grace
-    ) as service:
+    with Service(**settings(taken(options), service_name(None, "tornado")), grace=grace) as service:
         listeners_of(service, "http", f"{where}?backlog={backlog}")
         if isinstance(app, Application):
             app.settings["fdhandoff"] = service

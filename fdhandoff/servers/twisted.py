@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from ..accept import Acceptor
-from ..adapting import listeners_of, service_name
+from ..adapting import listeners_of, service_name, settings
 from ..service import REOPEN_SECONDS, Service
 from ..system.native import FDH_CLOSED, FDH_FULL, FDH_PAUSE
 
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from typing_extensions import Unpack
+
+    from ..adapting import Handoff
+
 if "LISTEN_FDS" not in _told and (_taken := endpoints._SystemdParser._sddaemon.inheritedDescriptors()):
     _told = {"LISTEN_FDS": str(len(_taken)), "LISTEN_PID": str(os.getpid())}  # it was imported before us
 os.environ.update(_told)
@@ -52,24 +56,19 @@ def listen(
     reactor: Any = None,
     leave: Callable[[Any], object] | None = None,
     grace: float | None = 30.0,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
+    **handoff: Unpack[Handoff],
 ) -> Service:
     """Serves ``factory`` at ``address`` (``127.0.0.1:8080``, ``:8080`` for all addresses, ``unix:/run/x.sock``) once
     ``reactor.run()`` is called, until a newer generation serves or this process is told to stop; then what is inside has
     ``grace`` seconds (``None``: for ever), and the reactor is stopped. Call it once, before ``reactor.run()``.
 
-    ``leave(protocol)`` is called in the reactor's thread for each open connection when the drain begins: what it is told of its
-    end is the protocol's matter. ``handoff_name`` is the service's (default: the program's), ``handoff_path`` its handoff path,
-    ``handoff_probation`` the seconds in which it takes the service back from a successor that dies. Returns the ``Service``,
+    ``leave(protocol)`` is called in the reactor's thread for each open connection when the drain begins: what it is told of
+    its end is the protocol's matter. The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. Returns the ``Service``,
     which is closed with the reactor. Signals are the service's. Raises what ``Service`` raises; what goes wrong in ``ready()``
     is said, and stops the reactor.
     """
     reactor = reactor or _default_reactor()
-    service = Service(
-        handoff_name or service_name(None, "twisted"), path=handoff_path, probation=handoff_probation, grace=grace
-    )
+    service = Service(**settings(handoff, service_name(None, "twisted")), grace=grace)
     try:
         listeners = listeners_of(service, "main", address)
         serving = Serving(service, factory, listeners, reactor, leave)

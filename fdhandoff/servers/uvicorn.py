@@ -20,7 +20,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs uvicorn: pip install 'uvicorn>=0.54' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name, split
+from ..adapting import address_of, listeners_of, service_name, settings, split, taken
 from ..crew import run_crew
 from ..errors import HandoffError
 from ..passage import Passage
@@ -43,33 +43,24 @@ _GRACE_SECONDS = 30.0
 def run(
     app: Any,
     *,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
     app_dir: str | None = None,
     **options: Any,
 ) -> None:
-    """``uvicorn.run(app, **options)``, until a newer generation serves or it is told to stop. ``handoff_name`` is the service's
-    (default: made of ``app`` where that is text, else of the program), ``handoff_path`` its handoff path (default: below the
-    runtime directory), ``handoff_probation`` the seconds in which it takes the service back from a successor that dies. The
-    application finds the ``Service`` in its lifespan's state, as ``scope["state"]["fdhandoff"]``. Raises what ``Service``
-    raises; ``SystemExit`` (3) where the application does not start.
+    """``uvicorn.run(app, **options)``, until a newer generation serves or it is told to stop. The ``handoff_…`` keywords are
+    ``fdhandoff.adapting.Handoff``'s. The application finds the ``Service`` in its lifespan's state, as
+    ``scope["state"]["fdhandoff"]``. Raises what ``Service`` raises; ``SystemExit`` (3) where the application does not start.
 
     With ``workers`` above 1 so many processes serve, whose application finds a ``PreforkWorker`` there: its generation, whether
     it drains. uvicorn's ``reload`` is refused: ``ValueError``.
     """
     if app_dir is not None:
         sys.path.insert(0, app_dir)
+    handoff = settings(taken(options), service_name(app, "uvicorn"))
     config = uvicorn.Config(app, **options)
     if config.should_reload:
         raise ValueError("reload is for development: use uvicorn itself for that")
     grace = config.timeout_graceful_shutdown
-    with Service(
-        handoff_name or service_name(app, "uvicorn"),
-        path=handoff_path,
-        probation=handoff_probation,
-        grace=_GRACE_SECONDS if grace is None else float(grace),
-    ) as service:
+    with Service(**handoff, grace=_GRACE_SECONDS if grace is None else float(grace)) as service:
         listeners = listeners_of(service, "http", _address(config))
         if config.workers == 1:
             Server(config, service).run()

@@ -22,7 +22,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs waitress: pip install 'waitress>=3' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name, split, with_service
+from ..adapting import address_of, listeners_of, service_name, settings, split, taken, with_service
 from ..departure import Departure, Pauses
 from ..errors import HandoffError
 from ..gated import GatedListener
@@ -40,22 +40,18 @@ _LISTENING = ("listen", "host", "port", "unix_socket", "unix_socket_perms", "ipv
 def serve(
     app: Any,
     *,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
     grace: float | None = 30.0,
     **options: Any,
 ) -> None:
     """``waitress.serve(app, **options)`` until a newer generation serves, or until it is told to stop; what is inside then may
-    take ``grace`` seconds (``None``: for ever). The application finds the ``Service`` as ``environ["fdhandoff"]``. Raises what
-    ``Service`` raises; ``ValueError`` for waitress's ``sockets``: listeners are inherited (``LISTEN_FDS``), or bound here."""
+    take ``grace`` seconds (``None``: for ever). The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. The
+    application finds the ``Service`` as ``environ["fdhandoff"]``. Raises what ``Service`` raises; ``ValueError`` for
+    waitress's ``sockets``: listeners are inherited (``LISTEN_FDS``), or bound here."""
     if options.get("sockets"):
         raise ValueError(
             "sockets: listeners come by LISTEN_FDS, or are bound here; give listen, host and port, or unix_socket"
         )
-    with Service(
-        handoff_name or service_name(None, "waitress"), path=handoff_path, probation=handoff_probation, grace=grace
-    ) as service:
+    with Service(**settings(taken(options), service_name(None, "waitress")), grace=grace) as service:
         adjustments = Adjustments(**options)
         addresses = _addresses(adjustments)
         listeners = [

@@ -15,7 +15,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs werkzeug: pip install 'werkzeug>=3.1' ({error})") from None
 
-from ..adapting import service_name, with_service
+from ..adapting import named, service_name, taken, with_service
 from .socketserver import serve
 
 if TYPE_CHECKING:
@@ -38,15 +38,13 @@ def run_simple(
     static_files: dict[str, str | tuple[str, str]] | None = None,
     passthrough_errors: bool = False,
     ssl_context: Context = None,
-    handoff_name: str = "",
-    handoff_path: str = "",
-    handoff_probation: float = 5.0,
     grace: float | None = 30.0,
-    **_: Any,
+    **options: Any,
 ) -> None:
     """``werkzeug.serving.run_simple`` until a newer generation serves, or until it is told to stop; what is inside then may
-    take ``grace`` seconds (``None``: for ever). The application finds the ``Service`` as ``environ["fdhandoff"]``. Raises what
-    ``Service`` raises; ``ValueError`` for the reloader and the debugger, which are for development, and for ``processes``."""
+    take ``grace`` seconds (``None``: for ever). The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. The
+    application finds the ``Service`` as ``environ["fdhandoff"]``. Raises what ``Service`` raises; ``ValueError`` for the
+    reloader and the debugger, which are for development, and for ``processes``."""
     if use_reloader or use_debugger:
         raise ValueError("the reloader and the debugger are for development: use werkzeug itself for that")
     if processes > 1:
@@ -86,11 +84,9 @@ def run_simple(
         Server,
         (hostname, port) if path == hostname else path,
         Handler,
-        handoff_name=handoff_name or service_name(None, "werkzeug"),
-        handoff_path=handoff_path,
-        handoff_probation=handoff_probation,
         grace=grace,
         ssl_context=context,
+        **named(taken(options), service_name(None, "werkzeug")),
     )
 
 

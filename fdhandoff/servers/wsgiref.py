@@ -24,8 +24,8 @@ def make_server(
     handler_class: type[WSGIRequestHandler] = WSGIRequestHandler,
     **handoff: Any,
 ) -> Server:
-    """As ``wsgiref.simple_server.make_server``; nothing is bound before ``serve_forever()``. ``handoff``: ``handoff_name``,
-    ``handoff_path``, ``handoff_probation`` and ``grace``, as for ``fdhandoff.servers.socketserver.serve``. The application
+    """As ``wsgiref.simple_server.make_server``; nothing is bound before ``serve_forever()``. ``handoff``: ``grace``
+    and the ``handoff_…`` keywords, as for ``fdhandoff.servers.socketserver.serve``. The application
     finds the ``Service`` as ``environ["fdhandoff"]``."""
     handoff["handoff_name"] = handoff.get("handoff_name") or service_name(None, "wsgiref")
     return Server((host, port), app, server_class, handler_class, handoff)
