@@ -1,12 +1,16 @@
-"""An ASGI application whose answers name the generation: ``/slow/SECONDS``, ``/big``, ``/echo`` (length of the body), and
+"""An ASGI application whose answers name the generation: ``/slow/…``, ``/big``, ``/echo`` (length of the body), and
 ``/die`` ends the process. A websocket moves where its path is ``/keep``. Its lifespan takes its time where ``BOOT`` says so,
 or fails."""
 
 from __future__ import annotations
 
-import asyncio
 import os
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from slow import wait_async
 
 asked: list[int] = []
 
@@ -24,7 +28,7 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     asked.append(1)
     path, size = scope["path"], 0
     if path.startswith("/slow/"):
-        await asyncio.sleep(float(path[6:]))
+        await wait_async(path[6:])
     if path == "/die":
         os._exit(9)
     while True:

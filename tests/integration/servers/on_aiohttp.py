@@ -1,12 +1,12 @@
-"""An aiohttp application by its adapter; answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+"""An aiohttp application by its adapter; answers name the generation: ``/slow/…``, ``/big``, anything else at once."""
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import sys
 
 from aiohttp import WSMsgType, web
+from slow import wait_async
 
 from fdhandoff.servers.aiohttp import SERVICE, run_app
 
@@ -22,7 +22,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return socket
     size = len(await request.read())
     if request.path.startswith("/slow/"):
-        await asyncio.sleep(float(request.path[6:]))
+        await wait_async(request.path[6:])
     return web.Response(body=f"app {number} {size}".encode() + b" " * (500_000 if request.path == "/big" else 0))
 
 

@@ -1,11 +1,13 @@
 """HTTP by an asyncio protocol whose connections move, or (``streams``) by a handler that announces the end; answers name the
-generation and how many requests the connection has had: ``/slow/SECONDS``, ``/big``, anything else at once."""
+generation and how many requests the connection has had: ``/slow/…``, ``/big``, anything else at once."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from typing import Any
+
+from slow import wait_async
 
 from fdhandoff.servers.asyncio import create_server, draining, start_server, start_unix_server
 
@@ -26,7 +28,7 @@ class Http(asyncio.Protocol):
         self.transport: Any = None
         self.buffer = b""
         self.count = 0
-        self.busy: asyncio.TimerHandle | None = None
+        self.busy: asyncio.Task[None] | None = None
         self.ending = False
 
     # --- what moves it
@@ -55,8 +57,12 @@ class Http(asyncio.Protocol):
             return
         self.buffer = rest[size:]
         path = head.split()[1].decode()
-        delay = float(path[6:]) if path.startswith("/slow/") else 0.0
-        self.busy = asyncio.get_running_loop().call_later(delay, self.reply, path, b"connection: close" in head.lower())
+        self.busy = asyncio.get_running_loop().create_task(self.work(path, b"connection: close" in head.lower()))
+
+    async def work(self, path: str, close: bool) -> None:
+        if path.startswith("/slow/"):
+            await wait_async(path[6:])
+        self.reply(path, close)
 
     def reply(self, path: str, close: bool) -> None:
         self.busy = None
@@ -81,7 +87,7 @@ async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         await reader.readexactly(size)
         path = head.split()[1].decode()
         if path.startswith("/slow/"):
-            await asyncio.sleep(float(path[6:]))
+            await wait_async(path[6:])
         if path == "/fail":
             raise ValueError("the handler's own fault")
         count += 1

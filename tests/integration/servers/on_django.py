@@ -1,15 +1,15 @@
-"""A Django project in one file, by ``run`` of the adapter; answers name the generation: ``/slow/SECONDS``, ``/big``, anything
+"""A Django project in one file, by ``run`` of the adapter; answers name the generation: ``/slow/…``, ``/big``, anything
 else at once."""
 
 from __future__ import annotations
 
 import sys
-import time
 
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse
 from django.urls import re_path
+from slow import wait
 
 from fdhandoff.servers.django import run
 
@@ -17,7 +17,7 @@ from fdhandoff.servers.django import run
 def answer(request: HttpRequest, path: str) -> HttpResponse:
     size = len(request.body)
     if path.startswith("slow/"):
-        time.sleep(float(path[5:]))
+        wait(path[5:])
     generation = request.META["fdhandoff"].generation.number
     body = f"app {generation} {size}".encode() + b" " * (500_000 if path == "big" else 0)
     return HttpResponse(body, headers={"Content-Length": str(len(body))})

@@ -1,13 +1,13 @@
-"""A Sanic application by its adapter; answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+"""A Sanic application by its adapter; answers name the generation: ``/slow/…``, ``/big``, anything else at once."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Any
 
 from sanic import Request, Sanic, Websocket
 from sanic.response import raw
+from slow import wait_async
 
 from fdhandoff.servers import sanic
 
@@ -24,7 +24,7 @@ async def chat(request: Request, socket: Websocket) -> None:
 @app.route("/<path:path>", methods=["GET", "POST"])
 async def answer(request: Request, path: str) -> Any:
     if path.startswith("slow/"):
-        await asyncio.sleep(float(path[5:]))
+        await wait_async(path[5:])
     body = f"app {request.app.ctx.fdhandoff.generation.number} {len(request.body)}".encode()
     return raw(body + b" " * (500_000 if path == "big" else 0))
 

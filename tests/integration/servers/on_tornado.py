@@ -1,10 +1,10 @@
-"""A tornado application by its adapter; answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+"""A tornado application by its adapter; answers name the generation: ``/slow/…``, ``/big``, anything else at once."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
+from slow import wait_async
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketHandler
 
@@ -14,7 +14,7 @@ from fdhandoff.servers import tornado
 class Answer(RequestHandler):
     async def get(self, path: str) -> None:
         if path.startswith("slow/"):
-            await asyncio.sleep(float(path[5:]))
+            await wait_async(path[5:])
         number = self.settings["fdhandoff"].generation.number
         self.finish(f"app {number} {len(self.request.body)}".encode() + b" " * (500_000 if path == "big" else 0))
 

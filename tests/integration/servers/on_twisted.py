@@ -1,10 +1,12 @@
-"""twisted.web by its adapter; answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+"""twisted.web by its adapter; answers name the generation: ``/slow/…``, ``/big``, anything else at once."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from slow import pauses
 from twisted.internet import endpoints, reactor  # noqa: F401 - endpoints take the inherited listeners for themselves
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
@@ -23,10 +25,18 @@ class Answer(Resource):
         if not request.path.startswith(b"/slow/"):
             return body
         request.setHeader(b"content-length", b"%d" % len(body))
-        reactor.callLater(float(request.path[6:]), lambda: (request.write(body), request.finish()))
+        go_on(pauses(request.path[6:].decode()), lambda: (request.write(body), request.finish()))
         return NOT_DONE_YET
 
     render_POST = render_GET
+
+
+def go_on(left: Iterator[float], end: Callable[[], object]) -> None:
+    pause = next(left, None)
+    if pause is None:
+        end()
+    else:
+        reactor.callLater(pause, go_on, left, end)
 
 
 port, path = sys.argv[1:]

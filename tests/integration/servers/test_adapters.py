@@ -12,7 +12,9 @@ import pytest
 
 from ..cli import Running, environment, free_port, status, stopping, verb, wait_for
 from ..master import Load, Service, quick
+from ..master.test_health import asked
 from . import Client, KeepAlive
+from .slow import until
 
 HERE = Path(__file__).parent
 UPGRADES = 3
@@ -39,8 +41,8 @@ def program(request: pytest.FixtureRequest) -> list[str]:
 
 
 class Server(Running):
-    def __init__(self, program: list[str], folder: Path, port: int) -> None:
-        self._start([*program, str(port), str(folder / "h.sock")], env=environment())
+    def __init__(self, program: list[str], folder: Path, port: int, **env: str) -> None:
+        self._start([*program, str(port), str(folder / "h.sock")], env=environment(**env))
 
     def serves(self, generation: int) -> None:
         self.says(f"generation {generation} serves")
@@ -98,11 +100,12 @@ def test_what_can_not_move_is_finished_where_it_is(program: list[str], tmp_path:
         old.serves(1)
         clients = [stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(5)]
         slow, big, posting, halved, twice = clients
-        slow.send("/slow/3")
+        over = tmp_path / "over"
+        slow.send(until(over))
         big.send("/big")
         posting.send("/", method="POST", body=b"x" * 16_000, part=slice(0, 8000))
         halved.send("/", part=slice(0, 7))
-        twice.send("/slow/3")
+        twice.send(until(over))
         twice.send("/")
         new = Server(program, tmp_path, port)
         with stopping(new):
@@ -110,7 +113,9 @@ def test_what_can_not_move_is_finished_where_it_is(program: list[str], tmp_path:
             old.says("handed over")
             posting.send("/", method="POST", body=b"x" * 16_000, part=slice(8000, None))
             halved.send("/", part=slice(7, None))
-            assert [client.receive() for client in (posting, halved, big, slow, twice)] == [1] * 5
+            assert [client.receive() for client in (posting, halved, big)] == [1] * 3
+            over.touch()
+            assert [client.receive() for client in (slow, twice)] == [1] * 2
             assert twice.receive() == 1, "it was read with the first one"
             assert old.ends() == 0, old.text()
             staying = [client for client in clients if not client.ended]
@@ -121,16 +126,21 @@ def test_what_can_not_move_is_finished_where_it_is(program: list[str], tmp_path:
 
 
 def test_the_last_one_announces_the_end_and_finishes(program: list[str], tmp_path: Path) -> None:
-    port = free_port()
-    only = Server(program, tmp_path, port)
+    """Whoever asks for its health was told by then, and is told so as long as it finishes."""
+    port, health = free_port(), free_port()
+    only = Server(program, tmp_path, port, FDHANDOFF_HEALTH=f"127.0.0.1:{health}")
     with stopping(only), contextlib.ExitStack() as stack:
         only.serves(1)
         slow, idle = (stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(2))
         assert idle.ask() == 1
-        slow.send("/slow/3")  # longer than it takes to look
+        over = tmp_path / "over"
+        slow.send(until(over))
         wait_for(lambda: status(tmp_path / "h.sock")["generations"][0]["active"] == 2, "both to be inside")
+        assert asked(health)[0] == 200
         only.signal(signal.SIGTERM)
         wait_for(lambda: idle.ask() == 1 and idle.ended, "the end to be announced")
+        assert asked(health)[0] == 503
+        over.touch()
         assert slow.receive() == 1
         assert slow.ended
         assert only.ends() == 0

@@ -15,6 +15,7 @@ import pytest
 from ..cli import DEADLINE, PACKAGE, Running, environment, free_port, status, stopping, verb, wait_for
 from ..master import Load, Service, quick
 from . import Client, KeepAlive
+from .slow import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,11 +123,12 @@ def test_what_can_not_move_is_finished_where_it_is(folder: Path, http: str, loop
         slow, big, posting, halved, silent, twice = (Client(address) for _ in range(6))
         clients = (slow, big, posting, halved, silent, twice)
         try:
-            slow.send("/slow/4")
+            over = folder / "over"
+            slow.send(until(over))
             big.send("/big")
             posting.send("/echo", method="POST", body=b"x" * 16_000, part=slice(0, 8000))
             halved.send("/", part=slice(0, 7))
-            twice.send("/slow/3.5")
+            twice.send(until(over))
             twice.send("/")
             new = Uvicorn(folder, port, *kind(http, loop))
             with stopping(new):
@@ -139,6 +141,7 @@ def test_what_can_not_move_is_finished_where_it_is(folder: Path, http: str, loop
                 assert halved.receive() == 1
                 wait_for(lambda: silent.ask() == 2, "a connection that is used now and then to move")
                 assert big.receive() == 1
+                over.touch()
                 assert slow.receive() == 1
                 assert [twice.receive(), twice.receive()] == [1, 1]
                 assert old.ends() == 0, old.text()

@@ -1,12 +1,13 @@
-"""A threaded HTTP server by its adapter; answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+"""A threaded HTTP server by its adapter; answers name the generation: ``/slow/…``, ``/big``, anything else at once."""
 
 from __future__ import annotations
 
 import sys
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
+
+from slow import wait
 
 from fdhandoff.servers.socketserver import serve
 
@@ -18,7 +19,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         size = len(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
         if self.path.startswith("/slow/"):
-            time.sleep(float(self.path[6:]))
+            wait(self.path[6:])
         body = f"app {self.server.service.generation.number} {size}".encode() + b" " * (
             500_000 if self.path == "/big" else 0
         )

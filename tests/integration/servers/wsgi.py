@@ -1,9 +1,13 @@
-"""A WSGI application whose answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+"""A WSGI application whose answers name the generation: ``/slow/…``, ``/big``, anything else at once."""
 
 from __future__ import annotations
 
-import time
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from slow import wait
 
 
 def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -11,7 +15,7 @@ def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     size = len(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
     path = environ["PATH_INFO"]
     if path.startswith("/slow/"):
-        time.sleep(float(path[6:]))
+        wait(path[6:])
     body = f"app {generation} {size}".encode() + b" " * (500_000 if path == "/big" else 0)
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
