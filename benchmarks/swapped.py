@@ -121,7 +121,6 @@ def adapters() -> dict[str, Server]:
         "uvicorn --workers 2": module(*uvicorn, "--workers", "2", asgi),
         "gunicorn uvicorn-worker": module("gunicorn", *_GUNICORN, *worker, asgi),
         "asyncio streams": Server("asyncio", _here(sys.executable, str(TESTS / "on_asyncio.py"), "streams", "0", "")),
-        "cherrypy": Server("cherrypy", _here(sys.executable, str(TESTS / "on_cherrypy.py"), "0", "")),
     }
     for name, words in MOVING.items():
         needs = "http" if name == "socketserver" else name

@@ -26,6 +26,7 @@ PROGRAMS = {
     "sanic": [sys.executable, str(HERE / "on_sanic.py")],
     "tornado": [sys.executable, str(HERE / "on_tornado.py")],
     "cheroot": [sys.executable, str(HERE / "on_cheroot.py")],
+    "cherrypy": [sys.executable, str(HERE / "on_cherrypy.py")],
     "django": [sys.executable, str(HERE / "on_django.py")],
     "waitress": [sys.executable, str(HERE / "on_waitress.py")],
     "asyncio": [sys.executable, str(HERE / "on_asyncio.py"), "protocol"],
@@ -33,7 +34,8 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(params=PROGRAMS)
+# CherryPy is served by cheroot, with which all of it is tested.
+@pytest.fixture(params=[name for name in PROGRAMS if name != "cherrypy"])
 def program(request: pytest.FixtureRequest) -> list[str]:
     if request.param != "socketserver":
         pytest.importorskip(request.param, reason=f"needs {request.param}: pip install 'fdhandoff[test]'")
@@ -48,6 +50,7 @@ class Server(Running):
         self.says(f"generation {generation} serves")
 
 
+@pytest.mark.parametrize("program", PROGRAMS, indirect=True)
 def test_strangers_take_over_and_every_connection_stays(program: list[str], tmp_path: Path) -> None:
     port = free_port()
     address = ("127.0.0.1", port)
@@ -125,6 +128,7 @@ def test_what_can_not_move_is_finished_where_it_is(program: list[str], tmp_path:
                 client.close()
 
 
+@pytest.mark.parametrize("program", PROGRAMS, indirect=True)
 def test_the_last_one_announces_the_end_and_finishes(program: list[str], tmp_path: Path) -> None:
     """Whoever asks for its health was told by then, and is told so as long as it finishes."""
     port, health = free_port(), free_port()
