@@ -64,7 +64,8 @@ def script(needs: str, name: str) -> Server:
 def _nginx(folder: Path, port: int, number: int) -> None:
     facts = {"folder": folder, "address": f"127.0.0.1:{port}", "number": number}
     (folder / "nginx.conf").write_text((PROGRAMS / "nginx.conf").read_text(encoding="utf-8") % facts)
-    (folder / "big").write_text(f"app {number} 0" + " " * 500_000)
+    (folder / "big.new").write_text(f"app {number} 0" + " " * 500_000)
+    (folder / "big.new").rename(folder / "big")  # the one before is being sent
 
 
 def _uwsgi(protocol: str) -> Server:

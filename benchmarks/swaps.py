@@ -102,7 +102,7 @@ class Plain:
 
     def swap(self) -> None:
         if self.traces is not None:
-            self.traces.before([self.process.pid])
+            self.traces.before(self.number, [self.process.pid])
         old, self.process = self.process, self._next()
         name = self.known["signal"] or "SIGTERM"
         self._say(f"generation {self.number} answers; {name} for generation {self.number - 1}, process {old.pid}")
@@ -171,7 +171,7 @@ class Mastered:
     def swap(self) -> None:
         if self.traces is not None:
             alive = [one["pids"] for one in self._status()["generations"] if one["number"] == self.number]
-            self.traces.before([pid for pids in alive for pid in pids])
+            self.traces.before(self.number, [pid for pids in alive for pid in pids])
         self.number += 1
         self.server.deploy(self.folder, self.port, self.number)
         ask(self.path, "upgrade", {"wait": True}, timeout=90)

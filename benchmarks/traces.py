@@ -31,7 +31,7 @@ _SNAP = 256
 _RECORD = struct.Struct("=QHH")
 _FLAGS = ((0x02, "SYN"), (0x01, "FIN"), (0x04, "RST"))
 #: How much of a connection's last moments is told.
-_PACKETS, _CALLS, _SECONDS = 8, 6, 5.0
+_PACKETS, _CALLS, _SECONDS, _AFTER = 8, 6, 5.0, 0.05
 _CALLED = "close,shutdown,exit_group,accept,accept4"
 _SIGNALS = "SIGTERM,SIGQUIT,SIGUSR1,SIGINT,SIGKILL"
 
@@ -42,7 +42,7 @@ class Line(NamedTuple):
 
 
 class Traces:
-    """Around one row: ``with Traces(folder, port)``; ``before(pids)`` each swap with the processes that will end in it."""
+    """Around one row; ``before`` each swap is told which processes will end in it."""
 
     def __init__(self, port: int) -> None:
         if os.geteuid() or shutil.which("strace") is None:
@@ -51,7 +51,7 @@ class Traces:
         self.folder = Path(tempfile.mkdtemp(prefix="fdhandoff-traces-"))
         self.events: list[Line] = []
         self._straces: list[subprocess.Popen[bytes]] = []
-        self._family: set[str] = set()
+        self._family: dict[str, int] = {}  # process and generation
         self._capture = subprocess.Popen(
             [sys.executable, "-m", __spec__.name, str(port), str(self.folder / "packets")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
@@ -64,9 +64,9 @@ class Traces:
     def say(self, text: str) -> None:
         self.events.append(Line(time.time(), text))
 
-    def before(self, pids: list[int]) -> None:
+    def before(self, generation: int, pids: list[int]) -> None:
         family = [str(one) for pid in pids for one in descendants(pid)]
-        self._family.update(family)
+        self._family.update(dict.fromkeys(family, generation))
         words = ["strace", "-f", "-yy", "-ttt", "-e", f"trace={_CALLED}", "-e", f"signal={_SIGNALS}"]
         words += ["-o", str(self.folder / f"calls-{len(self._straces)}")]
         tracer = subprocess.Popen(
@@ -94,12 +94,15 @@ class Traces:
 
     def tell(self, title: str, at: float, client: int) -> str:
         """Of the connection that had the client's port, what happened up to ``at``, in milliseconds before it."""
-        began = max((line.at for line in self._wire(client) if line.at <= at and "SYN" in line.text), default=0.0)
-        begun = max(began - 0.001, at - _SECONDS)
-        packets = [line for line in self._wire(client) if begun <= line.at <= at + 0.05][-_PACKETS:]
-        first = packets[0].at if packets else at - 1.0
-        calls = [line for line in self._calls(client) if begun <= line.at <= at + 0.05][-_CALLS:]
-        events = [line for line in self.events if min(first, at - 2.5) <= line.at <= at + 0.05]
+        wire = [line for line in self._wire(client) if line.at <= at + _AFTER]
+        begun = max((line.at for line in wire if line.text == "→ SYN"), default=at - _SECONDS) - 0.001
+        packets = [line for line in wire if begun <= line.at][-_PACKETS:]
+        answered = [found[1] for line in packets if (found := re.search(r"app (\d+)", line.text))]
+        generation = int(answered[-1]) if answered else 0
+        calls = [line for line in self._calls(client, generation) if begun <= line.at <= at + _AFTER][-_CALLS:]
+        named = re.compile(rf"\bgeneration {generation or ''}\b")
+        since = min(packets[0].at if packets else at, at - 2.5)
+        events = [line for line in self.events if since <= line.at <= at + _AFTER and named.search(line.text)]
         lines = sorted({*packets, *calls, *events})
         table = "\n".join(f"{(line.at - at) * 1000:10.2f} ms  {line.text}" for line in lines)
         return f"{title}\nclient port {client}, server port {self.port}; → to the server, ← to the client\n\n{table}\n"
@@ -110,8 +113,8 @@ class Traces:
             if text:
                 yield Line(at, text)
 
-    def _calls(self, client: int) -> Iterator[Line]:
-        """strace's lines about this connection, the signals, and the processes' ends."""
+    def _calls(self, client: int, generation: int) -> Iterator[Line]:
+        """strace's lines about this connection, and the signals and ends of the generation's processes (0: of all)."""
         mark = f"127.0.0.1:{client}]"
         for path in sorted(self.folder.glob("calls-*")):
             for text in path.read_text(errors="replace").splitlines():
@@ -119,7 +122,8 @@ class Traces:
                 if found is None:
                     continue
                 pid, at, call = found.groups()
-                ends = call.startswith(("--- SIG", "exit_group", "+++ killed")) and pid in self._family  # and no thread
+                ends = call.startswith(("--- SIG", "exit_group", "+++ killed"))
+                ends = ends and self._family.get(pid) in ((generation,) if generation else self._family.values())
                 if mark in call or ends:
                     yield Line(float(at), f"· process {pid}: {_short(call)}")
 
@@ -163,6 +167,8 @@ def _content(data: bytes) -> str:
     """What an HTTP head is about."""
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
+    if data.startswith(b"app "):
+        return f": {data[:12].decode('latin-1').rstrip()}"
     if not re.match(r"HTTP/|GET |POST ", lines[0]):
         return ""
     more = [line for line in lines[1:] if line.lower().startswith("connection:")]
