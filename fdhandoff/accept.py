@@ -154,8 +154,8 @@ class AcceptLoop:
         listening, waiting = _poller(ends | acceptors.keys()), _poller(ends | {self.gate.room_fileno()})
         resting = _poller(ends)
         pause = Pause(self)
-        # Python heeds a signal in its main thread, and one that came in the instant before this waits, or to another thread,
-        # does not wake it: so it looks up now and then.
+        # For somebody's own handler that calls stop(): Python heeds a signal in its main thread, and one that came in the
+        # instant before this waits, or to another thread, does not wake it. (A Service hears its signals in a thread.)
         patience = LOOK * 1000 if threading.current_thread() is threading.main_thread() else None
         while True:
             ready = {fd for fd, _ in listening.poll(patience)}

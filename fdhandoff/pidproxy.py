@@ -78,6 +78,7 @@ class Proxy:
     def run(self, start: Callable[[], Process]) -> Exit:
         """``start()`` starts the command; returns how the last main process ended, when no descendant is left."""
         before = {number: signal.getsignal(number) for number in (*self._forwarded, signal.SIGCHLD)}
+        self._loop.heed_signals()
         try:
             for number in before:
                 # Shells ignore INT and QUIT for what a script starts in the background; servers hear them all the same.

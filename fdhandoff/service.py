@@ -104,7 +104,8 @@ class Service:
     if the new one dies. ``ready_timeout``: seconds for the new one to become ready; ``takeover_timeout``: for us to get the
     service from a live owner. ``same_pid``: after an upgrade this very process goes on, as a generation of the new code: it
     drains, and then ``close()`` executes the command in its place and does not return. ``pidfile``: a path. ``signals``:
-    signal name → ``upgrade``, ``stop`` or ``hooks``; ``{}`` installs none. ``health``: an address, as for ``listen``, where
+    signal name → ``upgrade``, ``stop`` or ``hooks``; ``{}`` installs none; the wakeup descriptor of the process
+    (``signal.set_wakeup_fd``) is the service's with them. ``health``: an address, as for ``listen``, where
     ``/ready`` answers 200 while the service is to get traffic, else 503, and ``/live`` 200 (default: ``$FDHANDOFF_HEALTH``);
     ``health_file``: a file that is there while ``/ready`` would be 200 (default: ``$FDHANDOFF_HEALTH_FILE``).
     ``pre_stop_delay``: seconds between that turning false and the drain, in which connections are still accepted. ``log``:

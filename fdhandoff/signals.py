@@ -5,9 +5,14 @@ from __future__ import annotations
 import signal
 import time
 
+from .deadline import FOREVER
+from .system.channel import wait
+from .system.signalpipe import SignalPipe
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from threading import Thread
     from types import FrameType
     from typing import Any
 
@@ -29,7 +34,12 @@ SAME_SECONDS = 1.0
 
 
 class Signals:
-    """Installs handlers in the main thread (elsewhere none), each of which only passes ``(name, action)`` on."""
+    """Installs handlers in the main thread (elsewhere none), and passes ``(name, action)`` on for each signal, in a thread of
+    its own: the main thread may be about to wait for something else, and would not come to it before that has happened.
+
+    While they are installed the process's wakeup descriptor (``signal.set_wakeup_fd``) is theirs. An event loop that takes it
+    away is woken by it; then the handler passes the signal on.
+    """
 
     def __init__(self, actions: Mapping[str, str], deliver: Callable[[str, str], None]) -> None:
         for name, action in actions.items():
@@ -40,33 +50,63 @@ class Signals:
         self._deliver = deliver
         self._actions = {int(getattr(signal, name)): (name, action) for name, action in actions.items()}
         self._before: dict[int, Any] = {}
+        self._pipe: SignalPipe | None = None
+        self._thread: Thread | None = None
 
     def install(self) -> None:
-        if _in_main_thread():
-            for number in self._actions:
-                self._before[number] = signal.signal(number, self._handle)
+        if not self._actions or not _in_main_thread():
+            return
+        import threading  # late: a master has no other thread
+
+        self._pipe = SignalPipe()
+        self._pipe.install()
+        self._thread = threading.Thread(target=self._listen, args=(self._pipe,), name="fdhandoff-signals", daemon=True)
+        self._thread.start()
+        for number in self._actions:
+            self._before[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
-        """Gives back what was there before, unless somebody changed it since."""
-        if not _in_main_thread():
+        """Gives back what was there before, unless somebody changed it since. What came until then has been passed on."""
+        if self._pipe is None or not _in_main_thread():
             return
+        pipe, self._pipe = self._pipe, None
+        pipe.restore()
+        pipe.set()
+        if self._thread is not None:
+            self._thread.join()
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
+        pipe.close()
 
     def forget_in_child(self) -> None:
         """After fork, in the child: a worker's signals are its own business."""
+        if self._pipe is not None:
+            self._pipe.restore()
+            self._pipe.close()
+            self._pipe = None
         for number in self._before:
             signal.signal(number, signal.SIG_DFL)
         self._before = {}
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        self._deliver(*self._actions[number])
+        if self._pipe is None or not self._pipe.in_place():
+            self._deliver(*self._actions[number])
+
+    def _listen(self, pipe: SignalPipe) -> None:
+        while True:
+            wait((pipe.fileno(),), (), FOREVER)
+            for number in pipe.take():
+                if not number:
+                    return
+                # Somebody else's handler may be there by now, and the signal is for that.
+                if number in self._actions and signal.getsignal(number) == self._handle:
+                    self._deliver(*self._actions[number])
 
 
 def _in_main_thread() -> bool:
-    import threading  # late: a master has no other thread
+    import threading
 
     return threading.current_thread() is threading.main_thread()
 

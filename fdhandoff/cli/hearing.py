@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from ..system.wake import Wake
+from ..system.signalpipe import SignalPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ class Hearing:
         self._numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
         self._before: dict[int, object] = {}
         self._heard: list[int] = []
-        self._wake = Wake()
+        self._pipe = SignalPipe()
         self.interrupt = False
 
     def __enter__(self) -> Hearing:
+        self._pipe.install()
         for number in self._numbers:
             self._before[number] = signal.signal(number, self._hear)
         return self
@@ -55,24 +56,24 @@ class Hearing:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        self._wake.close()
+        self._pipe.restore()
+        self._pipe.close()
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if self.interrupt and number in STOPS:
             self.interrupt = False
             raise Interrupted(number)
         self._heard.append(number)
-        self._wake.set()
 
     def fileno(self) -> int:
-        return self._wake.fileno()
+        return self._pipe.fileno()
 
     def wake(self) -> None:
         """Makes ``fileno()`` readable, from any thread, for a reason of the caller's own."""
-        self._wake.set()
+        self._pipe.set()
 
     def take(self) -> list[int]:
         """What came since the last call, in order."""
-        self._wake.clear()
+        self._pipe.take()
         heard, self._heard = self._heard, []
         return heard

@@ -89,6 +89,7 @@ MODULES = (
     "system.process",
     "system.processes",
     "system.relay",
+    "system.signalpipe",
     "system.sockets",
     "system.switch",
     "system.wake",

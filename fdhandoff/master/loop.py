@@ -7,6 +7,7 @@ import selectors
 import time
 from collections import deque
 
+from ..system.signalpipe import SignalPipe
 from ..system.wake import Wake
 
 TYPE_CHECKING = False
@@ -46,6 +47,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._running = False
+        self._signals: SignalPipe | None = None
         # Processes that somebody waits for, and that are not to be reaped as orphans.
         self.waited: set[int] = set()
         self._selector.register(self._wake.fileno(), selectors.EVENT_READ, self._wake.clear)
@@ -54,6 +56,12 @@ class Loop:
         """Has ``what`` called soon, from any thread or signal handler."""
         self._calls.append(what)
         self._wake.set()
+
+    def heed_signals(self) -> None:
+        """In the main thread: a signal whose handler says ``call`` ends the wait, also where it came just before that began."""
+        self._signals = SignalPipe()
+        self._signals.install()
+        self._selector.register(self._signals.fileno(), selectors.EVENT_READ, self._signals.take)
 
     def on_readable(self, fd: int, what: Callable[[], object]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, what)
@@ -93,6 +101,9 @@ class Loop:
     def close(self) -> None:
         self._selector.close()
         self._wake.close()
+        if self._signals is not None:
+            self._signals.restore()
+            self._signals.close()
 
     def _patience(self) -> float | None:
         while self._timers and not self._timers[0][2].pending:

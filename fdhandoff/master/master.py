@@ -176,6 +176,7 @@ class Master:
             forbid_canary_on(self.outlets, self.options)
         self._open_health(state)
         self._answer()
+        self.loop.heed_signals()
         for name in ("SIGHUP", "SIGUSR2", "SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGTTIN", "SIGTTOU", "SIGWINCH"):
             number = getattr(signal, name)
             self._before[number] = signal.signal(

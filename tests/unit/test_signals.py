@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fdhandoff import signals
 from fdhandoff.signals import DEFAULT, HOOKS, STOP, UPGRADE, Signals, StopRequests
+from tests.support.forked import Forked
+from tests.support.signalled import by_another_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def test_each_signal_is_passed_on_with_its_action() -> None:
@@ -21,6 +28,74 @@ def test_each_signal_is_passed_on_with_its_action() -> None:
     finally:
         installed.restore()
     assert heard == [("SIGUSR1", HOOKS), ("SIGUSR2", UPGRADE), ("SIGTERM", STOP)]
+
+
+@pytest.fixture
+def installed() -> Iterator[tuple[Signals, list[str], threading.Event]]:
+    heard: list[str] = []
+    something = threading.Event()
+
+    def deliver(name: str, _: str) -> None:
+        heard.append(name)
+        something.set()
+
+    signals = Signals({"SIGUSR1": HOOKS}, deliver)
+    signals.install()
+    yield signals, heard, something
+    signals.restore()
+
+
+def test_a_signal_that_another_thread_got_is_passed_on_while_the_main_thread_waits(
+    installed: tuple[Signals, list[str], threading.Event],
+) -> None:
+    by_another_thread(signal.SIGUSR1)
+    assert installed[2].wait(20)  # nothing but the signal ends it
+    installed[0].restore()
+    assert installed[1] == ["SIGUSR1"]
+
+
+def test_while_an_event_loop_has_our_place_the_handler_passes_signals_on_and_afterwards_it_is_ours_again(
+    installed: tuple[Signals, list[str], threading.Event],
+) -> None:
+    async def loop_with_a_signal_of_its_own() -> None:
+        loop, called = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR2, called.set)
+        by_another_thread(signal.SIGUSR1)
+        while not installed[2].is_set():
+            await asyncio.sleep(0.01)
+        by_another_thread(signal.SIGUSR2)
+        await asyncio.wait_for(called.wait(), 20)
+        assert installed[1] == ["SIGUSR1"]
+        loop.remove_signal_handler(signal.SIGUSR2)
+
+    asyncio.run(loop_with_a_signal_of_its_own())
+    signal.raise_signal(signal.SIGUSR1)  # for the handler, which finds the place empty
+    installed[2].clear()
+    by_another_thread(signal.SIGUSR1)
+    assert installed[2].wait(20)
+    installed[0].restore()
+    assert installed[1] == ["SIGUSR1"] * 3
+
+
+def test_a_signal_for_somebody_elses_handler_is_not_ours(installed: tuple[Signals, list[str], threading.Event]) -> None:
+    theirs: list[int] = []
+    ours = signal.signal(signal.SIGUSR1, lambda number, _: theirs.append(number))
+    signal.raise_signal(signal.SIGUSR1)
+    installed[0].restore()
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    assert ours == installed[0]._handle
+    assert (theirs, installed[1]) == ([signal.SIGUSR1], [])
+
+
+def test_a_forked_child_tells_its_parent_nothing(installed: tuple[Signals, list[str], threading.Event]) -> None:
+    def child() -> None:
+        installed[0].forget_in_child()
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.raise_signal(signal.SIGUSR1)
+
+    Forked(child).result()
+    installed[0].restore()
+    assert installed[1] == []
 
 
 def test_what_was_there_before_comes_back_unless_it_was_changed_since() -> None:

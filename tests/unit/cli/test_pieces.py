@@ -19,7 +19,10 @@ from fdhandoff.cli.outcome import Failure, UsageError, code_of, guarded
 from fdhandoff.cli.readiness import Readiness, parse_ready
 from fdhandoff.cli.status import describe
 from fdhandoff.cli.watching import watch
+from fdhandoff.deadline import after
+from fdhandoff.system.channel import wait
 from fdhandoff.system.process import Exit
+from tests.support.signalled import by_another_thread
 
 PACKAGE = cli.__name__.rpartition(".")[0]
 
@@ -134,6 +137,13 @@ def test_signals_are_heard_in_order_and_handlers_put_back() -> None:
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_signal_that_another_thread_got_is_heard_by_who_waits() -> None:
+    with Hearing([signal.SIGUSR1]) as heard:
+        by_another_thread(signal.SIGUSR1)
+        wait((heard.fileno(),), (), after(20))
+        assert heard.take() == [signal.SIGUSR1]
 
 
 def test_what_is_ignored_stays_ignored() -> None:

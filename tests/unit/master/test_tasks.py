@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from fdhandoff.master.loop import Loop
 from fdhandoff.master.tasks import Cancelled, Future, Task, first, pause, sleep, within
+from tests.support.signalled import by_another_thread
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -34,6 +36,25 @@ def test_the_first_value_of_a_future_counts() -> None:
     future.set(2)
     future.fail(ValueError())
     assert future.result() == 1
+
+
+def test_a_signal_that_another_thread_got_ends_the_loops_wait(loop: Loop) -> None:
+    heard: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        heard.append(number)
+        loop.call(loop.stop)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        loop.heed_signals()
+        by_another_thread(signal.SIGUSR1)
+        loop.after(20, loop.stop)
+        loop.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1]
+    assert loop._timers[0][2].pending
 
 
 def test_a_failure_is_raised_where_it_is_awaited(loop: Loop) -> None:
