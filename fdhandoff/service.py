@@ -164,6 +164,7 @@ class Service:
         self._state_hook: Callable[[], bytes] | None = None
         self._since = time.time()
         self._lock = threading.Lock()
+        self._giving_back = threading.Lock()
         self._hurry, self._ended = Wake(), Wake()
         self._stops = StopRequests()
         self.owner = False
@@ -977,12 +978,15 @@ class Service:
 
     def _give_back(self, why: str) -> bool:
         """A generation that ends in its probation leaves the service to the one before."""
-        takeover = self._takeover
-        if takeover is None or not takeover.give_back(
-            f"generation {self.generation.number} ends in its probation: {why}"
-        ):
-            return False
-        self.owner = False
+        with self._giving_back:  # the service's thread may be at it, and our end is another one for who is not the owner
+            if not self.owner:
+                return True
+            takeover = self._takeover
+            if takeover is None or not takeover.give_back(
+                f"generation {self.generation.number} ends in its probation: {why}"
+            ):
+                return False
+            self.owner = False
         self.tell_health()
         self.say(f"the service went back to {takeover.peer}")
         return True
@@ -1029,6 +1033,7 @@ class Service:
         self.crossing.forget_in_child()
         self.ledger.forget_in_child()
         self._lock = threading.Lock()
+        self._giving_back = threading.Lock()
         self._signals.forget_in_child()
         if self._health is not None:
             self._health.forget_in_child()
