@@ -978,7 +978,8 @@ class Service:
 
     def _give_back(self, why: str) -> bool:
         """A generation that ends in its probation leaves the service to the one before."""
-        with self._giving_back:  # the service's thread may be at it, and our end is another one for who is not the owner
+        # One waits for the other: the service's thread may be at it, and our end is another one for who is not the owner.
+        with self._giving_back:
             if not self.owner:
                 return True
             takeover = self._takeover
