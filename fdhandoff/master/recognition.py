@@ -213,10 +213,14 @@ def _daphne(asked: Asked) -> str:
     return "" if asked.mentions("fd:fileno=") else _by_number("--fd")(asked)
 
 
-def _cherryd(asked: Asked) -> str:
+def _cheroot(asked: Asked) -> str:
     if any(spec.kind != "tcp" or ":" in spec.host for spec in asked.specs[:1]):
         return "it takes what it is given for an IPv4 socket, and this is another"
-    return _in_background(asked, "-d")
+    return ""
+
+
+def _cherryd(asked: Asked) -> str:
+    return _cheroot(asked) or _in_background(asked, "-d")
 
 
 def _flask(asked: Asked) -> str:
@@ -259,6 +263,7 @@ SERVERS = [
     Server("twistd", "`-n`, and `--listen systemd:domain=INET:index=0`", CUT, judge=_twistd, adapter="twisted"),
     Server("twist twisted", "`--listen systemd:domain=INET:index=0`", CUT, judge=_twisted, adapter="twisted"),
     Server("cherryd cherrypy", "nothing, on IPv4", CLOSED, judge=_cherryd, adapter="cherrypy"),
+    Server("cheroot", "nothing, on IPv4", CUT, judge=_cheroot, adapter="cheroot"),
     Server("uwsgi", "`--http-socket fd://3 --master`", CLOSED, judge=_uwsgi, env=_uwsgi_env,
            unasked="`UWSGI_HOOK_MASTER_START=unix_signal:15 gracefully_kill_them_all`, so that TERM lets it finish"),
     Server("nginx", "`-g 'daemon off;'`, the address of `--bind` in its `listen`", CLOSED, judge=_nginx, signal="SIGQUIT",

@@ -98,6 +98,7 @@ def test_a_server_is_known_by_its_command(command: str, server: str) -> None:
         ("twistd -noy app.tac", ""),
         ("twistd -n web --listen systemd:domain=INET:index=0", ""),
         ("uv run twist web --listen systemd:domain=INET:index=0", "LISTEN_PID"),
+        ("cheroot wsgi:app", ""),
         ("cherryd", ""),
         ("cherryd -d", "background"),
         ("uwsgi --http-socket fd://3", ""),
@@ -122,6 +123,7 @@ def test_what_keeps_a_server_from_its_listener_is_said(command: str, what: str) 
 def test_several_listeners_and_other_kinds_are_looked_at_too() -> None:
     assert "one listener only" in known("uvicorn a:b", "a=:1", "b=:2")["wrong"]
     assert known("hypercorn -b fd://4 a:b", "a=:1", "b=:2")["wrong"] == ""
+    assert "IPv4" in known("cheroot wsgi:app", "[::1]:8000")["wrong"]
     assert "IPv4" in known("cherryd", "[::1]:8000")["wrong"]
     assert "IPv4" in known("cherryd", "unix:/run/x")["wrong"]
 
