@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -226,6 +227,24 @@ def test_hup_upgrades_and_hups_while_one_is_under_way_become_one(tmp_path: Path)
         counters = service.status()["counters"]
         assert counters["upgrades"] == 2
         assert counters["coalesced"] >= 1
+
+
+def test_a_storm_of_upgrade_signals_from_exec_to_ready_does_not_kill_the_new_master(tmp_path: Path) -> None:
+    """A44: it is the same process, and whoever sends the signals knows nothing of the exec."""
+    with Service(tmp_path, *quick()) as service:
+        codes: list[int] = []
+        upgrade = threading.Thread(target=lambda: codes.append(service.command("--master")[0]))
+        upgrade.start()
+        service.running.says("the new master takes over, in place")
+        while upgrade.is_alive():
+            for number in (signal.SIGHUP, signal.SIGUSR2):
+                service.running.signal(number)
+            upgrade.join(0.001)
+        assert codes == [0], service.running.text()
+        service.running.says("upgraded from generation 1 to generation 2")  # as it was told to
+        wait_for(lambda: request(service.address())[1] >= 2, "an answer of the new one")
+        assert service.status()["pid"] == service.pid
+        assert service.stop() == 0
 
 
 def test_of_two_upgrades_at_once_one_is_told_so(tmp_path: Path) -> None:

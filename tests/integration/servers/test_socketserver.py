@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from ..cli import PACKAGE, Running, environment, free_port, stopping
+from ..cli import PACKAGE, Running, environment, free_port, status, stopping, wait_for
 from ..master import Load, request
 from . import Client
+from .slow import until
 
 PROGRAM = str(Path(__file__).with_name("threaded.py"))
 TALKING = str(Path(__file__).with_name("talking.py"))
@@ -19,8 +22,9 @@ UPGRADES = 3
 
 
 class Threaded(Running):
-    def __init__(self, folder: Path, port: int, kind: str = "http", program: str = PROGRAM) -> None:
-        self._start([sys.executable, program, kind, str(port), str(folder / "h.sock")], env=environment())
+    def __init__(self, folder: Path, port: int, kind: str = "http", program: str = PROGRAM, grace: str = "20") -> None:
+        words = [kind, str(port), str(folder / "h.sock"), *([grace] if program == PROGRAM else [])]
+        self._start([sys.executable, program, *words], env=environment())
 
     def serves(self, generation: int) -> None:
         self.says(f"generation {generation} serves")
@@ -56,6 +60,44 @@ def test_a_handler_of_another_protocol_finishes_its_connections(tmp_path: Path) 
                 assert sock.recv(100) == b"1 again"
                 sock.close()
                 assert old.ends() == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "cut"), [("the deadline is met", 0), ("the deadline is missed", 1), ("a second stop hurries", 1)]
+)
+def test_a_stop_waits_for_what_is_under_way_until_the_deadline_or_a_second_stop(
+    tmp_path: Path, case: str, cut: int
+) -> None:
+    """A36: with one request under way, one that is finished, and one that comes after the stop on a connection that was
+    kept."""
+    port, over = free_port(), tmp_path / "over"
+    only = Threaded(tmp_path, port, grace="0.5" if case == "the deadline is missed" else "60")
+    with stopping(only), contextlib.ExitStack() as stack:
+        only.serves(1)
+        active, kept = (stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(2))
+        assert kept.ask() == 1
+        active.send(until(over))
+        wait_for(lambda: status(tmp_path / "h.sock")["generations"][0]["active"] == 2, "both to be inside")
+        only.signal(signal.SIGTERM)
+        began = time.monotonic()
+        if case != "the deadline is missed":
+            wait_for(lambda: kept.ask() == 1 and kept.ended, "the end to be announced")
+        kept.close()
+        if case == "the deadline is met":
+            over.touch()
+            assert active.receive() == 1
+            assert active.ended
+        elif case == "a second stop hurries":
+            # Within a second it is the same stop, delivered to the process and to its group.
+            wait_for(lambda: time.monotonic() - began > 1.2, "a second")
+            assert only.process.poll() is None
+            only.signal(signal.SIGTERM)
+        assert only.ends() == 0
+        if cut:
+            assert "1 cut at the deadline" in only.text()
+            with pytest.raises(ConnectionError):
+                active.receive()
+        assert ("cut" in only.text()) == bool(cut)
 
 
 class Talker:

@@ -43,10 +43,11 @@ class Echo(BaseRequestHandler):
 
 
 def main() -> None:
-    kind, port, path = sys.argv[1:]
+    kind, port, path, *options = sys.argv[1:]
+    grace = float(options[0]) if options else 20.0
     kinds = {"http": (ThreadingHTTPServer, Handler), "single": (HTTPServer, Handler), "tcp": (ThreadingTCPServer, Echo)}
     server, handler = kinds[kind]
-    serve(server, ("127.0.0.1", int(port)), handler, handoff_path=path, handoff_probation=0.5, grace=20)
+    serve(server, ("127.0.0.1", int(port)), handler, handoff_path=path, handoff_probation=0.5, grace=grace)
 
 
 if __name__ == "__main__":

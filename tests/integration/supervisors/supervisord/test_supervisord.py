@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ...cli import free_port, verb, wait_for
+from ...cli import DEADLINE, free_port, verb, wait_for
 from ...master import Load, kill, request
 from ..life import Census, Life, Slow, Supervisor, ended
 
@@ -34,6 +35,28 @@ with Service("app", path=sys.argv[3], probation=0.2, same_pid=True) as service:
     service.ready()
     service.serve(lambda connection, _: threading.Thread(target=answer, args=(connection,)).start())
     service.drain()
+"""
+
+
+#: A job runner that is made with this package, without a listener and without a master.
+RUNNER = """
+import pathlib, sys, time
+from fdhandoff import Service
+from fdhandoff.jobs import Jobs
+folder = sys.argv[1]
+with Service("runner", path=None) as service, Jobs(service) as jobs:
+    def run(name):
+        assert jobs.popen(["sh", "-c", 'sleep 3; echo "$1" > "$0/$1"', folder, name]).wait() == 0
+    service.ready()
+    names = ["runner-1", "runner-2"]
+    for job in jobs:
+        if names:
+            job.start(run, names.pop(), name="job")
+            if not names:
+                pathlib.Path(folder, "accepted").touch()
+        else:
+            time.sleep(0.01)
+    jobs.drain()
 """
 
 
@@ -111,6 +134,30 @@ def test_a_stop_as_group_drains_like_any_other(supervisor: Supervisord, more: st
     supervisor.stop()
     assert slow.over()[1] == 1, slow.answer
     assert supervisor.family() == []
+
+
+def test_accepted_jobs_are_completed_when_the_stop_goes_to_the_whole_group(supervisor: Supervisord) -> None:
+    """Those of a runner below the master, and those of one that supervisord itself has started: there the signal goes to
+    whatever is in the runner's group."""
+    folder = supervisor.folder
+    (folder / "runner.py").write_text(RUNNER)
+    supervisor.more = (
+        "stopasgroup=true\nkillasgroup=true\n"
+        f"[program:runner]\ncommand={sys.executable} {folder}/runner.py {folder}\n"
+        "stopasgroup=true\nkillasgroup=true\nstopwaitsecs=30\n"
+    )
+    supervisor.begin(program="jobs")
+    names = ["job-1", "job-2"]
+    for name in names:
+        with socket.create_connection(supervisor.address(), DEADLINE) as sock:
+            sock.sendall(name.encode())
+            assert sock.recv(100) == b"accepted"
+    wait_for((folder / "accepted").exists, "the runner's jobs")
+    said = supervisor.control("stop", "all")
+    assert "web: stopped" in said
+    assert "runner: stopped" in said
+    names += ["runner-1", "runner-2"]
+    assert [(folder / name).read_text() for name in names] == [f"{name}\n" for name in names]
 
 
 def test_a_kill_as_group_misses_the_generation_and_the_next_start_goes_on_with_it(supervisor: Supervisord) -> None:
