@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
 import sys
 
 from aiohttp import WSMsgType, web
+from encrypted import context_of
 from slow import wait_async
 
 from fdhandoff.servers.aiohttp import SERVICE, run_app
@@ -31,16 +31,13 @@ async def cleanup(_: web.Application) -> None:
 
 
 def main() -> None:
-    port, path, *files = sys.argv[1:]  # a certificate and its key, for TLS
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if files else None
-    if context is not None:
-        context.load_cert_chain(*files)
+    port, path, *files = sys.argv[1:]
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", answer)
     app.on_cleanup.append(cleanup)
     run_app(
         app, host="127.0.0.1", port=int(port), handoff_path=path, handoff_probation=0.5, shutdown_timeout=20,
-        keepalive_timeout=60, access_log=None, ssl_context=context,
+        keepalive_timeout=60, access_log=None, ssl_context=context_of(files),
     )  # fmt: skip
 
 

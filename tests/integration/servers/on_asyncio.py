@@ -7,6 +7,7 @@ import asyncio
 import sys
 from typing import Any
 
+from encrypted import context_of
 from slow import wait_async
 
 from fdhandoff.servers.asyncio import create_server, draining, start_server, start_unix_server
@@ -100,8 +101,13 @@ async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 async def main() -> None:
     global server
     kind, port, path, *options = sys.argv[1:]
-    grace = float(options[0]) if options else 20.0
-    handoff: dict[str, Any] = {"handoff_path": path, "handoff_probation": 0.5, "grace": grace}
+    grace = float(options.pop(0)) if options else 20.0
+    handoff: dict[str, Any] = {
+        "handoff_path": path,
+        "handoff_probation": 0.5,
+        "grace": grace,
+        "ssl": context_of(options),
+    }
     if kind == "protocol":
         server = await create_server(Http, "127.0.0.1", int(port), **handoff)
     elif kind == "unix":

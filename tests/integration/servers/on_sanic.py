@@ -35,8 +35,9 @@ async def stopping(*_: object) -> None:
 
 
 def main() -> None:
-    port, path = sys.argv[1:]
-    sanic.run(app, "127.0.0.1", int(port), access_log=False, handoff_path=path, handoff_probation=0.5)
+    port, path, *files = sys.argv[1:]
+    tls = dict(zip(("cert", "key"), files, strict=False)) or None
+    sanic.run(app, "127.0.0.1", int(port), access_log=False, ssl=tls, handoff_path=path, handoff_probation=0.5)
 
 
 if __name__ == "__main__":

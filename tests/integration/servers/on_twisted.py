@@ -39,8 +39,12 @@ def go_on(left: Iterator[float], end: Callable[[], object]) -> None:
         reactor.callLater(pause, go_on, left, end)
 
 
-port, path = sys.argv[1:]
-service = twisted.listen(
-    Site(Answer(), timeout=60), f"127.0.0.1:{port}", handoff_path=path, handoff_probation=0.5, grace=20
-)
+port, path, *files = sys.argv[1:]
+site: Any = Site(Answer(), timeout=60)
+if files:
+    from twisted.internet.ssl import DefaultOpenSSLContextFactory
+    from twisted.protocols.tls import TLSMemoryBIOFactory
+
+    site = TLSMemoryBIOFactory(DefaultOpenSSLContextFactory(files[1], files[0]), False, site)
+service = twisted.listen(site, f"127.0.0.1:{port}", handoff_path=path, handoff_probation=0.5, grace=20)
 reactor.run()

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
+from encrypted import context_of
 from slow import wait
 
 from fdhandoff.servers.socketserver import serve
@@ -44,10 +45,13 @@ class Echo(BaseRequestHandler):
 
 def main() -> None:
     kind, port, path, *options = sys.argv[1:]
-    grace = float(options[0]) if options else 20.0
+    grace = float(options.pop(0)) if options else 20.0
     kinds = {"http": (ThreadingHTTPServer, Handler), "single": (HTTPServer, Handler), "tcp": (ThreadingTCPServer, Echo)}
     server, handler = kinds[kind]
-    serve(server, ("127.0.0.1", int(port)), handler, handoff_path=path, handoff_probation=0.5, grace=grace)
+    serve(
+        server, ("127.0.0.1", int(port)), handler, handoff_path=path, handoff_probation=0.5, grace=grace,
+        ssl_context=context_of(options),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
