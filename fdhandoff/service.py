@@ -14,11 +14,9 @@ import threading
 import time
 
 from . import background, registry
-from .control import ANSWER_SECONDS
 from .deadline import FOREVER, after, format_duration
 from .errors import (
     NEW,
-    NOBODY,
     OLD,
     Aborted,
     DeadlineExceeded,
@@ -39,6 +37,7 @@ from .incarnation import Interim
 from .ledger import Ledger
 from .listener import Listeners, check_name
 from .moving import Crossing
+from .service_verbs import Verbs, status
 from .signals import DEFAULT, STOP, UPGRADE, Signals, StopRequests
 from .successor import BLOCKED, own_command, start_directory
 from .system import environment
@@ -62,7 +61,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .connection import CountedSocket
-    from .control import Endpoint, Reply
+    from .control import Endpoint
     from .handoff import Handed
     from .hooks import Hook
     from .incarnation import Incarnation
@@ -162,18 +161,18 @@ class Service:
         self._log = log or self._to_stderr
         self._on_event = on_event
         self._state_hook: Callable[[], bytes] | None = None
-        self._since = time.time()
+        self.since = time.time()
         self._lock = threading.Lock()
         self._giving_back = threading.Lock()
         self._hurry, self._ended = Wake(), Wake()
         self._stops = StopRequests()
         self.owner = False
         self._closed = False
-        self._answering: list[threading.Thread] = []  # to operators who asked for an upgrade
-        self._once_served: Callable[[], None] | None = None  # to one who waits no longer than that
+        self._verbs = Verbs(self)
+        self.once_served: Callable[[], None] | None = None  # for an operator who waits no longer than that
         self._is_child = False  # after a fork: a worker's copy
         self.endpoint: Endpoint | None = None
-        self._takeover: Takeover | None = None
+        self.takeover: Takeover | None = None
         self.inherited = False  # listeners came by the environment: whoever started us chose them
         self.holdings = Holdings()
         self._health: ServiceHealth | None = None
@@ -232,14 +231,14 @@ class Service:
             return
         while True:
             if not inherited:
-                self._takeover = self._take(number)
-                if self._takeover is not None:
-                    self.holdings.arrive(self._takeover.listeners, self._takeover.health)
-                    self.ledger.begin(self._takeover.counted, self._takeover.counters_fd)
-                    self._takeover.health, self._takeover.counted = [], {}
-                    self.holdings.files = Files(self._takeover.files)
-                    self.state = self._takeover.state
-                    self._renumber(self._takeover.generation.number)
+                self.takeover = self._take(number)
+                if self.takeover is not None:
+                    self.holdings.arrive(self.takeover.listeners, self.takeover.health)
+                    self.ledger.begin(self.takeover.counted, self.takeover.counters_fd)
+                    self.takeover.health, self.takeover.counted = [], {}
+                    self.holdings.files = Files(self.takeover.files)
+                    self.state = self.takeover.state
+                    self._renumber(self.takeover.generation.number)
                     return
             try:
                 self.endpoint = registry.obtain(self.path, mode=self.socket_mode, group=self.socket_group)
@@ -286,7 +285,7 @@ class Service:
         if address:
             self.holdings.listen_for_health(parse_bind(address))
         self._health = ServiceHealth(self, path)
-        if self._takeover is None:
+        if self.takeover is None:
             self._health.clear()
             for text in self._health.addresses:
                 self.say(f"answering for the service's health on {text}")
@@ -304,7 +303,7 @@ class Service:
     def answers_for_health(self) -> bool:
         """Whether it is this process that says so to whoever asks."""
         if self.state_word == STARTING:
-            return self._takeover is None
+            return self.takeover is None
         return self.owner and self.state_word != PROBATION
 
     def listen(self, name: str, address: str) -> socket.socket:
@@ -374,32 +373,25 @@ class Service:
         self.hooks.before("ready")
         if self._stops.pending and self.wait(0):
             raise Aborted("a stop was asked for before this process was ready", serving=OLD)
-        if self._pidfile is not None and self._takeover is None:
+        if self._pidfile is not None and self.takeover is None:
             self._pidfile.claim()
-        if self._takeover is not None and self.path is not None:
-            self._takeover.ready(timeout)
-            self.state = self._takeover.state
-            self.orphaned = self._takeover.orphaned
+        if self.takeover is not None and self.path is not None:
+            self.takeover.ready(timeout)
+            self.state = self.takeover.state
+            self.orphaned = self.takeover.orphaned
             self.endpoint = registry.find(self.path)
             if self._pidfile is not None:
                 self._pidfile.take_over()
         self.holdings.settle()
-        if self._takeover is not None:
+        if self.takeover is not None:
             # Ours to close from here on, whatever becomes of the conversation.
-            self._takeover.listeners, self._takeover.files = Listeners((), ()), {}
+            self.takeover.listeners, self.takeover.files = Listeners((), ()), {}
             self.ledger.past["upgrades"] += 1
         self.owner = True
         self.become(SERVING)
         if self.endpoint is not None:
             self.endpoint.generation = self.generation.number
-            self.endpoint.verbs.update(
-                status=self._verb_status,
-                upgrade=self._verb_upgrade,
-                rollback=self._verb_rollback,
-                stop=self._verb_stop,
-                drain=self._verb_stop,
-                hurry=self._verb_hurry,
-            )
+            self.endpoint.verbs.update(self._verbs.all())
             self.endpoint.begin_offer(self.upgrader.greet, self.allow_uids)
         self._open_crossing()
         self.tell(lambda manager: manager.ready(f"generation {self.generation.number} serves"))
@@ -407,22 +399,17 @@ class Service:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
         if self._interim is not None:
             self._interim.see_off()
-        took = f", taken over from {self._takeover.peer}" if self._takeover is not None else ""
+        took = f", taken over from {self.takeover.peer}" if self.takeover is not None else ""
         self.say(f"generation {self.generation.number} serves{took}")
-        self.event("generation.serves", since=self._since)
+        self.event("generation.serves", since=self.since)
         background.told_ready()
         self.hooks.after("ready")
         if self.wait(0):  # it came while the commit was under way: too late to refuse the service
-            self.worker.post(lambda: self._stop("asked for before ready", False))
+            self.worker.post(lambda: self.leave("asked for before ready"))
 
     def _open_crossing(self) -> None:
-        verbs: dict[str, Callable[[dict[str, Any], Reply], None]] = {
-            "status": self._verb_status,
-            "stop": self._verb_stop,
-            "drain": self._verb_stop,
-        }
         try:
-            self.crossing.open(self.generation.number, verbs, self.allow_uids)
+            self.crossing.open(self.generation.number, self._verbs.of_who_drains(), self.allow_uids)
         except HandoffError as error:
             self.say(f"{error}; connections of an older generation drain there instead of moving here")
 
@@ -477,8 +464,8 @@ class Service:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
     def _cancel_ready(self) -> None:
-        if self._takeover is not None:
-            self._takeover.abort("the service's start was cancelled")
+        if self.takeover is not None:
+            self.takeover.abort("the service's start was cancelled")
 
     # --- serving --------------------------------------------------------------------------------------------
 
@@ -572,7 +559,7 @@ class Service:
         none. After ``ready()``: before, what the other side says is for it."""
         if self.state_word == STARTING:
             raise UpgradeError("wait_old() comes after ready()", serving=OLD)
-        return self._takeover is None or self._takeover.wait_old(timeout)
+        return self.takeover is None or self.takeover.wait_old(timeout)
 
     def drain(self, grace: float | None = -1.0) -> DrainReport:
         """Closes the gate and waits until nobody is inside, at most ``grace`` seconds (default: the service's; ``None``: for
@@ -618,7 +605,7 @@ class Service:
 
     def stop(self) -> None:
         """Asks this process to drain and end, as TERM does; an upgrade under way is aborted. A second call hurries."""
-        self._ask_stop("stop was called")
+        self.ask_stop("stop was called")
 
     def hurry(self) -> None:
         """Ends a drain now."""
@@ -633,8 +620,7 @@ class Service:
                 return
             self._closed = True
         if self.verdict == "handed over" and not self._is_child:
-            for thread in self._answering:
-                thread.join(ANSWER_SECONDS)  # whoever asked for the upgrade hears how it ended
+            self._verbs.wait()
             if self.incarnation is not None:
                 self.incarnation.block()
         if self.owner:
@@ -675,12 +661,12 @@ class Service:
         self.worker.end()
         if self.incarnation is None:
             self._signals.restore()
-        if self._takeover is not None:
+        if self.takeover is not None:
             if unborn:
-                self._takeover.abort("the new side ended before it was ready")
+                self.takeover.abort("the new side ended before it was ready")
                 # What came is closed, by it.
                 self.holdings.files = Files()
-            self._takeover.close()
+            self.takeover.close()
         self.upgrader.close()
         if self.endpoint is not None and self.path is not None:
             self.endpoint.end_offer()
@@ -706,9 +692,9 @@ class Service:
                 serving=OLD,
             )
         self.claim_turn()
-        return self._upgrade_in_turn()
+        return self.upgrade_in_turn()
 
-    def _upgrade_in_turn(self) -> Handed:
+    def upgrade_in_turn(self) -> Handed:
         outcome: list[Handed | BaseException] = []
         done = threading.Event()
 
@@ -783,108 +769,13 @@ class Service:
         if self.endpoint is not None:
             self.endpoint.begin_offer(self.upgrader.greet, self.allow_uids)
 
-    # --- verbs (called in the control thread) -----------------------------------------------------------------
-
-    def _verb_status(self, _: dict[str, Any], reply: Reply) -> None:
-        reply.done(self.status())
-
-    def _verb_upgrade(self, body: dict[str, Any], reply: Reply) -> None:
-        if body.get("dry_run") or body.get("canary"):
-            what = "dry run" if body.get("dry_run") else "canary"
-            reply.fail("unsupported", f"{self.name} replaces itself, and knows no {what}", serving=OLD)
-            return
-
-        wait, number, began = body.get("wait", True), self.generation.number, time.monotonic()
-
-        def facts(result: str) -> dict[str, Any]:
-            seconds = time.monotonic() - began
-            return {"upgrade": {"result": result, "reason": "", "from": number, "to": number + 1, "seconds": seconds}}
-
-        def run() -> None:
-            try:
-                self.claim_turn()
-                if wait is False:
-                    reply.done(facts("under way"))
-                elif wait == "served":
-                    self._once_served = lambda: reply.done(facts("served"))
-                handed = self._upgrade_in_turn()
-            except HandoffError as error:
-                reply.fail(type(error).__name__, str(error), serving=error.serving)
-            else:
-                reply.done({"generation": handed.generation.number, "pid": handed.peer.pid})
-
-        thread = threading.Thread(target=run, name="fdhandoff-verb", daemon=True)
-        self._answering = [*(one for one in self._answering if one.is_alive()), thread]
-        thread.start()
-
-    def _verb_rollback(self, _: dict[str, Any], reply: Reply) -> None:
-        number = self.generation.number
-
-        def job() -> None:
-            takeover = self._takeover
-            if takeover is None or not takeover.in_probation:
-                reply.fail(
-                    "refused",
-                    f"generation {number} is in no probation, and the one before is gone: deploy the previous release again "
-                    "and upgrade to it",
-                    serving=OLD,
-                )
-                return
-            self._stop(f"rolled back by {reply.asker}", False)
-            if takeover.owns:
-                reply.fail("failed", f"generation {number} could not give the service back: it ends", serving=NOBODY)
-            else:
-                reply.done({"upgrade": {"result": "rolled back", "from": number - 1, "to": number}})
-
-        self.worker.post(job)
-
-    def _verb_stop(self, _: dict[str, Any], reply: Reply) -> None:
-        self._ask_stop(f"{reply.asker} asked for it")
-        reply.done({"state": self.state_word, "pid": os.getpid()})
-
-    def _verb_hurry(self, _: dict[str, Any], reply: Reply) -> None:
-        self.hurry()
-        reply.done({"state": self.state_word})
-
     def status(self) -> dict[str, Any]:
         """What ``fdhandoff-cli status`` shows: see docs/reference/cli.md."""
-        counters = self.gate.counters
-        taker = self.endpoint.taker if self.endpoint is not None else None
-        return {
-            "master": None,
-            "service": self.name,
-            "pid": os.getpid(),
-            "uid": os.geteuid(),
-            "since": self._since,
-            "state": self.state_word,
-            "generation": self.generation.number,
-            "path": self.path,
-            "taker": taker.pid if taker is not None else None,
-            "listeners": [{**one, "switch": "shared"} for one in self.holdings.status()],
-            "generations": [
-                {
-                    "number": self.generation.number,
-                    "pids": [os.getpid()],
-                    "state": self.state_word,
-                    "since": self._since,
-                    "active": counters.active,
-                    "accepted": counters.accepted,
-                    "share": 1.0 if self.owner else 0.0,
-                    "deadline": self._time_left(),
-                    "exit": None,
-                }
-            ],
-            "counters": {name: getattr(counters, name) for name in counters.__slots__},
-            "ready": self.wants_traffic,
-            "totals": {
-                **self.ledger.totals(counters),
-                **{name: self.ledger.past[name] for name in ("upgrades", "failed")},
-            },
-            "last_upgrade": self.upgrader.last,
-        }
+        return status(self)
 
-    def _time_left(self) -> float | None:
-        """Of a drain; ``None`` without one, or where it may last for ever."""
+    @property
+    def drain_seconds_left(self) -> float | None:
+        """``None`` without a drain, or where it may last for ever."""
         if not self._drain_began or self.grace is None:
             return None
         return max(0.0, self._drain_began + self.grace - time.monotonic())
@@ -896,7 +787,7 @@ class Service:
         if self._closed and self.incarnation is None:
             return
         if action == STOP:
-            self._ask_stop(name, by_signal=True)
+            self.ask_stop(name, by_signal=True)
         else:
             self.worker.post(lambda: self._signalled(name, action))
 
@@ -911,7 +802,7 @@ class Service:
             return
         self.hooks.after(name)
 
-    def _ask_stop(self, why: str, *, by_signal: bool = False) -> None:
+    def ask_stop(self, why: str, *, by_signal: bool = False) -> None:
         for other in (self.incarnation, self._interim):
             if other is not None:
                 other.stop()
@@ -920,11 +811,12 @@ class Service:
         verdict = self._stops.judge(by_signal=by_signal)
         if verdict == StopRequests.FIRST:
             self.upgrader.interrupt.set()
-            self.worker.post(lambda: self._stop(why, by_signal))
+            self.worker.post(lambda: self.leave(why, by_signal=by_signal))
         elif verdict == StopRequests.HURRY:
             self._hurry.set()
 
-    def _stop(self, why: str, by_signal: bool) -> None:
+    def leave(self, why: str, *, by_signal: bool = False) -> None:
+        """In the service's thread: drains and ends, unless a hook vetoes it."""
         try:
             if by_signal:
                 self.hooks.before(why)
@@ -940,8 +832,8 @@ class Service:
         if self.state_word == STARTING:
             self.say(f"stopping before it is ready: {why}")
             self.verdict = "stop"
-            if self._takeover is not None:
-                self._takeover.cancel()
+            if self.takeover is not None:
+                self.takeover.cancel()
             self._ended.set()
         elif self.state_word not in (DRAINING, STOPPED):
             self._leave(why)
@@ -958,7 +850,7 @@ class Service:
 
     def _leave(self, why: str) -> None:
         """Load balancers learn it first, and get the time that they need for that."""
-        given_back = self._takeover is not None and self._takeover.in_probation
+        given_back = self.takeover is not None and self.takeover.in_probation
         delay = self.pre_stop_delay if self.owner and not given_back else 0.0
         self.say(f"stopping{f' in {format_duration(delay)}' if delay else ''}: {why}")
         if not self.owner or given_back:
@@ -982,7 +874,7 @@ class Service:
         with self._giving_back:
             if not self.owner:
                 return True
-            takeover = self._takeover
+            takeover = self.takeover
             if takeover is None or not takeover.give_back(
                 f"generation {self.generation.number} ends in its probation: {why}"
             ):
@@ -1003,7 +895,7 @@ class Service:
     def become(self, word: str) -> None:
         with self._lock:
             self.state_word = word
-            tell, self._once_served = self._once_served, None
+            tell, self.once_served = self.once_served, None
         self.tell_health()
         if tell is not None and word == PROBATION:
             tell()
@@ -1040,8 +932,8 @@ class Service:
             self._health.forget_in_child()
         self.worker.forget_in_child()
         self.upgrader.forget_in_child()
-        if self._takeover is not None:
-            self._takeover.forget_in_child()
+        if self.takeover is not None:
+            self.takeover.forget_in_child()
         if self._pidfile is not None:
             self._pidfile.forget_in_child()
         self._hurry.close()

@@ -167,7 +167,7 @@ def main() -> None:
         adopt(service)
         misbehave("boot")
         if MISBEHAVE == "commit:stop":
-            session = service._takeover._conversation.session
+            session = service.takeover._conversation.session
             session.observe(lambda _, step, __: os.kill(os.getpid(), signal.SIGSTOP) if step == "got COMMIT" else None)
         service.ready()
         tell("ready", service.generation.number, "orphaned" if service.orphaned else "")
