@@ -32,6 +32,7 @@ examples:
   fdhandoff-cli run --bind 0.0.0.0:80 --ready http:/healthz --probation 30s -- gunicorn app:app
   fdhandoff-cli run --bind :8443 --canary 5%:60s,50%:60s -- ./server --listen-fd '{fd:listener0}'
   fdhandoff-cli run --bind 0.0.0.0:80 --check 'nginx -t' -- nginx -g 'daemon off;'
+  fdhandoff-cli run --name web --bind :8000 --watch 'pypi:web>=2,<3' --verify checksum -- '{release}/bin/web'
   fdhandoff-cli run --config /etc/app/run.toml
   fdhandoff-cli run --daemon --log /var/log/app.log --pidfile /run/app.pid --user www-data --bind :80 -- ./server
 

@@ -24,6 +24,7 @@ OURS = {
     "https": "http",
     "git": "git",
     "github": "github",
+    "pypi": "pypi",
 }  # and the modules that have them
 _TAG_MAX = 64
 _TAG_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")

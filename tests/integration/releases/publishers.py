@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ...conftest import needs
 from . import point, replace, script
 from .github import GitHub
+from .index import Index, wheel
 from .web import Web
 
 if TYPE_CHECKING:
@@ -238,3 +239,34 @@ class Github(Publisher):
 
 
 PUBLISHERS["github"] = Github
+
+
+class Pypi(Publisher):
+    """A package of an index; its first version needs another one."""
+
+    words = ("-c", "import os, sys; os.execv(sys.argv[1], sys.argv[1:])", "{release}/bin/web")
+    options = ("--verify", "checksum")
+    env: Mapping[str, str] = {"PIP_NO_CACHE_DIR": "1"}  # a port that is used again would be remembered
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.index = Index()
+        self.index.wheel("greeting", "1.0")
+        self.source = f"pypi:web?index={self.index.simple}"
+        self.version = 0
+
+    def publish(self, name: str, fault: str = "", needs: Sequence[str] = ()) -> None:
+        self.version += 1
+        needs = needs or ["greeting"] * (self.version == 1)
+        files = {
+            "web/__init__.py": f"def main():\n    import {', '.join([*needs, 'web.server'])}\n",
+            "web/server.py": script(name, fault),
+        }
+        data = wheel("web", f"{self.version}.0", files, needs, "web:main")
+        self.index.add(f"web-{self.version}.0-py3-none-any.whl", data)
+
+    def close(self) -> None:
+        self.index.close()
+
+
+PUBLISHERS["pypi"] = Pypi
