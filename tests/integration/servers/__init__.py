@@ -60,7 +60,7 @@ class KeepAlive(Crowd):
 
     def __init__(
         self,
-        address: tuple[str, int],
+        address: tuple[str, int] | str,
         count: int = 4,
         pause: float = 0.005,
         path: str = "/",
@@ -101,13 +101,27 @@ class KeepAlive(Crowd):
             client.close()
 
 
+def connected(address: tuple[str, int] | str) -> socket.socket:
+    """To a host's port, or a Unix socket's path."""
+    if not isinstance(address, str):
+        return socket.create_connection(address, timeout=DEADLINE)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(DEADLINE)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 class Client:
     """One connection. ``ended``: the last answer announced its end."""
 
-    def __init__(self, address: tuple[str, int], context: ssl.SSLContext | None = None) -> None:
-        self.sock = socket.create_connection(address, timeout=DEADLINE)
+    def __init__(self, address: tuple[str, int] | str, context: ssl.SSLContext | None = None) -> None:
+        self.sock = connected(address)
         if context is not None:
-            self.sock = context.wrap_socket(self.sock, server_hostname=address[0])
+            self.sock = context.wrap_socket(self.sock, server_hostname="127.0.0.1")
         self.ended = False
         self._buffer = b""
 
