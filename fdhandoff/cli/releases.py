@@ -53,7 +53,7 @@ def _table(answer: dict[str, Any]) -> str:
 
 
 def _looked(watch: dict[str, Any]) -> str:
-    if watch["looked"] is None:
-        return "not looked at yet"
-    ago = format_duration(round(max(0.0, time.time() - watch["looked"]), 0))
-    return f"looked at {ago} ago" + "".join(f"; {text}" for text in (watch["problem"], watch["waits"]) if text)
+    when = f"looks now: {watch['doing']}" if watch.get("doing") else "not looked at yet"
+    if watch["looked"] is not None and not watch.get("doing"):
+        when = f"looked at {format_duration(round(max(0.0, time.time() - watch['looked']), 0))} ago"
+    return "; ".join(filter(None, (when, watch["problem"], watch["waits"])))

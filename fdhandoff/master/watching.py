@@ -88,6 +88,7 @@ class Watcher:
         self.problem = ""  # what went wrong at the last look
         self.waits = ""  # why what is there is not moved to yet
         self._passes = False  # by itself
+        self.doing = ""  # what the fetcher under way said last
         self._said = ""
         self._failures = 0
         self._not_before = 0.0  # monotonic, when the source may be asked again
@@ -494,9 +495,13 @@ class Watcher:
 
     async def _ask(self) -> dict[str, Any]:
         """The fetcher's last word. It is ended, with all that it started, when its time is over."""
-        return await self._fetcher.ask(self._question(), self._master.options.fetch_timeout)
+        try:
+            return await self._fetcher.ask(self._question(), self._master.options.fetch_timeout)
+        finally:
+            self.doing = ""
 
     def _hear(self, text: str) -> None:
+        self.doing = text
         self._master.say(f"{self.source}: {text}")
 
     def close(self) -> None:
@@ -514,6 +519,7 @@ class Watcher:
             "serving": serving.tag if serving is not None else None,
             "looked": self.looked,
             "next_look": None if left is None else max(0.0, left - time.monotonic()),
+            "doing": self.doing,
             "problem": self.problem,
             "waits": self.waits,
         }

@@ -7,7 +7,7 @@ import os
 import time
 from importlib import import_module
 from pathlib import PurePosixPath
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from ..system.environment import WATCH_AUTHORIZATION as AUTHORIZATION, WATCH_AUTHORIZATION_FILE as AUTHORIZATION_FILE
 from . import Found, Settings, Source, SourceError
@@ -30,7 +30,7 @@ _PART = 1 << 18
 _BESIDE_MAX = 1 << 20
 _SECRET_MAX = 1 << 16
 _COMPLAINT_MAX = 1 << 14
-_PROGRESS_SECONDS = 10.0
+PROGRESS_SECONDS = 10.0
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -122,6 +122,21 @@ def authorization() -> str:
     return text
 
 
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port
+
+
+def _begin_of(answer: Any, url: str, wanted: int) -> int:
+    """At which byte its body begins: there, or at 0. ``SourceError`` if it is another, or not told."""
+    if answer.status == 200:
+        return 0
+    if answer.status == 206 and wanted and answer.headers.get("Content-Range", "").startswith(f"bytes {wanted}-"):
+        return wanted
+    where = f" after {wanted} bytes, and can't be gone on with there" if wanted else ""
+    raise SourceError(f"{url} broke off{where}: it answered {answer.status}")
+
+
 class Client:
     """What urllib3 does, with our patience, and our sentences. ``authorization`` is sent to whom we ask, and not on to another
     host that we are sent to; ``explain`` knows better what an answer means."""
@@ -137,15 +152,21 @@ class Client:
 
     def get(self, url: str, headers: Mapping[str, str]) -> Any:
         """An answer that is 200, 206 or 304, whose body is yet to be read. Tried again where that may help."""
+        return self._get(url, headers)[0]
+
+    def _get(self, url: str, headers: Mapping[str, str]) -> tuple[Any, str]:
+        """And where it came from in the end."""
         pause = BACKOFF_SECONDS
         for left in range(TRIES - 1, -1, -1):
             try:
-                answer = self._request(url, headers)
+                answer, place = self._request(url, headers)
             except self._urllib3.exceptions.HTTPError as error:
                 problem = self._in_words(error)
+                if isinstance(error, self._urllib3.exceptions.SSLError):
+                    break  # nobody vouches for it, and nobody will a moment later
             else:
                 if answer.status in (200, 206, 304):
-                    return answer
+                    return answer, place
                 problem = f"it answered {answer.status}"
                 self._judge(url, answer)
                 if answer.status not in _AGAIN:
@@ -171,10 +192,9 @@ class Client:
     def read(self, url: str, headers: Mapping[str, str], size_max: int) -> tuple[Any, str, bytes]:
         """A whole answer, where it came from in the end, and its body. One that breaks off is asked for again."""
         for left in range(TRIES - 1, -1, -1):
-            with self.get(url, headers) as answer:
-                place, body = url, bytearray()
-                for step in answer.retries.history if answer.retries else ():
-                    place = urljoin(place, step.redirect_location or "")
+            answer, place = self._get(url, headers)
+            with answer:
+                body = bytearray()
                 try:
                     for part in answer.stream(_PART, decode_content=False):
                         body += part
@@ -199,24 +219,28 @@ class Client:
                 url, {**(headers or {}), **({"Range": f"bytes={done}-", "If-Range": strong} if done else {})}
             )
             with answer:
-                if done and not (
-                    answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-                ):
-                    raise SourceError(f"{url} broke off after {done} bytes, and the server can't go on there")
                 if etag and answer.headers.get("ETag", etag) != etag:
                     raise SourceError(f"{url} changed while it was fetched")
                 etag = etag or answer.headers.get("ETag", "")
+                skip = done - _begin_of(answer, url, done)  # of one that always begins at its beginning
+                length = answer.headers.get("Content-Length", "")
+                whole = done - skip + int(length) if length.isdecimal() else 0
+                if whole > settings.size_max:
+                    raise SourceError(
+                        f"{url} has {whole} bytes, more than the {settings.size_max} bytes that --fetch-max allows"
+                    )
                 try:
                     for part in answer.stream(_PART, decode_content=False):
+                        part, skip = part[skip:], max(0, skip - len(part))
                         done += len(part)
                         if done > settings.size_max:
                             raise SourceError(
                                 f"{url} has more than the {settings.size_max} bytes that --fetch-max allows"
                             )
                         yield part
-                        if time.monotonic() - said > _PROGRESS_SECONDS:
+                        if time.monotonic() - said > PROGRESS_SECONDS:
                             said = time.monotonic()
-                            settings.say(f"{done} bytes of {answer.headers.get('Content-Length', 'unknown')} fetched")
+                            settings.say(f"{done} of {whole or 'an unknown number of'} bytes fetched")
                     return
                 except self._urllib3.exceptions.HTTPError as error:
                     tries -= 1
@@ -224,31 +248,49 @@ class Client:
                         raise SourceError(f"{url} broke off after {done} bytes: {self._in_words(error)}") from None
                     time.sleep(BACKOFF_SECONDS)
 
-    def _request(self, url: str, headers: Mapping[str, str]) -> Any:
-        retries = self._urllib3.Retry(
-            total=_REDIRECTS,
-            connect=0,
-            read=0,
-            status=0,
-            other=0,
-            redirect=_REDIRECTS,
-            respect_retry_after_header=False,
-        )
-        ours = {"User-Agent": "fdhandoff", "Accept-Encoding": "identity", **headers}
-        if self._authorization:  # not sent on to another host: see Retry.remove_headers_on_redirect
-            ours["Authorization"] = self._authorization
-        return self._pool(url).request("GET", url, headers=ours, retries=retries, preload_content=False)
+    def _request(self, url: str, headers: Mapping[str, str]) -> tuple[Any, str]:
+        """An answer that leads nowhere else, and its place. Redirections are followed here and not by urllib3, which would
+        follow them to where everybody can read and change what is said, and by the first place's proxy."""
+        place = url
+        for _ in range(_REDIRECTS + 1):
+            ours = {"User-Agent": "fdhandoff", "Accept-Encoding": "identity", **headers}
+            if self._authorization and _origin(place) == _origin(url):
+                ours["Authorization"] = self._authorization
+            answer = self._pool(place).request(
+                "GET", place, headers=ours, redirect=False, retries=False, preload_content=False
+            )
+            location = answer.get_redirect_location()
+            if not location:
+                return answer, place
+            answer.close()
+            before, place = place, urljoin(place, location)
+            if urlsplit(place).scheme not in ("http", "https"):
+                raise SourceError(f"{url} can't be had: it leads to {place}, which is not on the web")
+            if urlsplit(before).scheme == "https" and urlsplit(place).scheme == "http":
+                raise SourceError(
+                    f"{url} can't be had: it leads from https to {place}, where anybody on the way could change it"
+                )
+        raise SourceError(f"{url} can't be had: too many redirects")
 
     def _pool(self, url: str) -> Any:
         """By way of the proxy that the environment names for it, if any."""
         from urllib.request import getproxies, proxy_bypass
 
         parts = urlsplit(url)
-        proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
+        host, port = parts.hostname or "", parts.port or {"http": 80}.get(parts.scheme, 443)
+        proxy = "" if proxy_bypass(f"{host}:{port}") else getproxies().get(parts.scheme, "")
         if proxy not in self._pools:
             timeout = self._urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS)
-            make = self._urllib3.ProxyManager if proxy else self._urllib3.PoolManager
-            self._pools[proxy] = make(*[proxy] * bool(proxy), timeout=timeout)
+            if proxy:
+                there = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+                user = there.username is not None and f"{unquote(there.username)}:{unquote(there.password or '')}"
+                self._pools[proxy] = self._urllib3.ProxyManager(
+                    urlunsplit(there._replace(netloc=there.netloc.rpartition("@")[2])),
+                    proxy_headers=self._urllib3.make_headers(proxy_basic_auth=user) if user else None,
+                    timeout=timeout,
+                )
+            else:
+                self._pools[proxy] = self._urllib3.PoolManager(timeout=timeout)
         return self._pools[proxy]
 
     def _in_words(self, error: Any) -> str:

@@ -30,6 +30,7 @@ class Strange(Source):
     def look(self, state):
         mode = open(self.where).read()
         if mode == "hang":
+            self.settings.say("half way")
             time.sleep(1000)
         if mode == "die":
             os.kill(os.getpid(), 9)
@@ -254,6 +255,11 @@ def test_a_bad_fetcher_costs_nothing(tmp_path: Path, strange: Path, does: str, s
     patience = ["--fetch-timeout", "5"] if does == "hang" else []
     with Watched(tmp_path, f"strange:{told}", *patience) as service:
         told.write_text(does)
+        if does == "hang":
+            wait_for(lambda: service.status()["releases"]["doing"] == "half way", "how far it is")
+            wait_for(
+                lambda: "looks now: half way" in verb("releases", str(service.path)).stdout, "the same, for people"
+            )
         service.says(sentence)
         assert service.answers() == "one"
         assert sentence in verb("releases", str(service.path)).stdout

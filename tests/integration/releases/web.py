@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
+import socket
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 class Web:
     """``files`` by path. ``validators``: "both", "modified" or "none". ``cuts``: how many more bodies break off in the middle;
-    ``errors``: how many more answers are 503. ``asked``: the requests, as (path, headers, status)."""
+    ``errors``: how many more answers are 503; ``ranges``: whether it knows them; ``statuses``: what is answered whatever was
+    asked. ``asked``: the requests, as (path, headers, status). ``certificate``: for TLS, with its key beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
         self.validators = "both"
         self.cuts = 0
         self.errors = 0
         self.longer = 0
+        self.ranges = True
+        self.statuses: dict[str, int] = {}
+        self.before_range: Callable[[], object] = lambda: None
         self.asked: list[tuple[str, dict[str, str], int]] = []
         web = self
 
@@ -41,7 +53,11 @@ class Web:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"http{'s' * (certificate is not None)}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
@@ -73,6 +89,8 @@ class Web:
         if self.errors:
             self.errors -= 1
             return 503, {}, b"", False
+        if "Range" in request.headers:
+            self.before_range()
         data = self.files.get(request.path)
         if data is None:
             return 404, {}, b"", False
@@ -91,8 +109,69 @@ class Web:
             return 304, headers, b"", False
         cut = self.cuts > 0 and not request.path.endswith((".sha256", ".minisig"))
         self.cuts -= cut
-        if asked.get("Range") and asked.get("If-Range") == digest:
+        if request.path in self.statuses:
+            return self.statuses[request.path], headers, b"", False
+        if self.ranges and asked.get("Range") and asked.get("If-Range") == digest:
             start = int(asked["Range"].removeprefix("bytes=").rstrip("-"))
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             return 206, headers, data[start:], cut
         return 200, headers, data, cut
+
+
+class Proxy:
+    """A web proxy: what it was asked for, and by whom, is in ``asked``."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str]] = []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                proxy.note(self)
+                parts = urlsplit(self.path)
+                there = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+                with contextlib.closing(there), contextlib.suppress(ConnectionError):  # who asked may have seen enough
+                    there.request("GET", parts.path, headers=dict(self.headers))
+                    answer = there.getresponse()
+                    body = answer.read()
+                    self.send_response(answer.status)
+                    for name, value in answer.headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(body)
+
+            def do_CONNECT(self) -> None:
+                proxy.note(self)
+                host, _, port = self.path.rpartition(":")
+                with socket.create_connection((host, int(port)), 30) as there:
+                    self.send_response(200)
+                    self.end_headers()
+                    back = threading.Thread(target=_pump, args=(there, self.connection), daemon=True)
+                    back.start()
+                    _pump(self.connection, there)
+                    back.join()
+                self.close_connection = True
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def note(self, request: BaseHTTPRequestHandler) -> None:
+        self.asked.append((request.command, request.path, request.headers.get("Proxy-Authorization", "")))
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _pump(here: socket.socket, there: socket.socket) -> None:
+    """All that comes, until no more does."""
+    with contextlib.suppress(OSError):
+        while data := here.recv(65536):
+            there.sendall(data)
+        there.shutdown(socket.SHUT_WR)
