@@ -48,7 +48,10 @@ class Traces:
         if os.geteuid() or shutil.which("strace") is None:
             raise SystemExit("traces need root's rights and strace: leave --traces out, or apt-get install strace")
         self.port = port
-        self.folder = Path(tempfile.mkdtemp(prefix="fdhandoff-traces-"))
+        self._temporary = tempfile.TemporaryDirectory(
+            prefix="fdhandoff-traces-"
+        )  # as long as there is something to tell
+        self.folder = Path(self._temporary.name)
         self.events: list[Line] = []
         self._straces: list[subprocess.Popen[bytes]] = []
         self._family: dict[str, int] = {}  # process and generation
@@ -67,29 +70,25 @@ class Traces:
     def before(self, generation: int, pids: list[int]) -> None:
         family = [str(one) for pid in pids for one in descendants(pid)]
         self._family.update(dict.fromkeys(family, generation))
+        number = len(self._straces)
         words = ["strace", "-f", "-yy", "-ttt", "-e", f"trace={_CALLED}", "-e", f"signal={_SIGNALS}"]
-        words += ["-o", str(self.folder / f"calls-{len(self._straces)}")]
-        tracer = subprocess.Popen(
-            [*words, *(word for pid in family for word in ("-p", pid))],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        words += ["-o", str(self.folder / f"calls-{number}"), *(word for pid in family for word in ("-p", pid))]
+        said = self.folder / f"said-{number}"
+        with open(said, "wb") as file:
+            tracer = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         self._straces.append(tracer)
-        assert tracer.stderr is not None
         # It says of each that it is attached; whoever has ended meanwhile is of no interest.
         give_up = time.monotonic() + 10.0
-        said = b""
-        while said.count(b"attached") < len(family) and time.monotonic() < give_up and tracer.poll() is None:
-            if select.select([tracer.stderr], [], [], 0.1)[0]:
-                more = os.read(tracer.stderr.fileno(), 65536)
-                if not more:
-                    break
-                said += more
+        while (
+            said.read_bytes().count(b"attached") < len(family) and tracer.poll() is None and time.monotonic() < give_up
+        ):
+            time.sleep(0.01)
 
     def close(self) -> None:
         for one in self._straces:
             if one.poll() is None:
                 one.terminate()
-            one.communicate(timeout=30)
+            one.wait(30)
         self._capture.communicate(timeout=30)
 
     def tell(self, title: str, at: float, client: int) -> str:
