@@ -110,6 +110,16 @@ def _source(text: str) -> str:
     return text
 
 
+def _url(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    host = rest.partition("/")[0].partition("?")[0]
+    if scheme not in ("http", "https") or not host or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(f"{text!r} is no URL: say https://HOST/PATH")
+    if "@" in host:
+        raise ValueError("a password in a URL is seen by everybody: what signs a webhook belongs into --webhook-secret")
+    return text
+
+
 def _user(text: str) -> str:
     parse_user(text)
     return text
@@ -217,6 +227,14 @@ SETTINGS = [
             "runs before each generation is started; unless it exits 0 that is not"),
     Setting("post-switch", _words, "COMMAND", "none", "./announce",
             "runs whenever new connections go to another generation from now on"),
+    Setting("on-success", _words, "COMMAND", "none", "./announce",
+            "runs after each upgrade that passed its probation"),
+    Setting("on-failure", _words, "COMMAND", "none", "./alarm",
+            "runs after each upgrade that failed or was rolled back"),
+    Setting("webhook", _url, "URL", "none", "https://hooks.example/web",
+            "is sent what became of each upgrade, as JSON", attribute="webhooks", repeat=True),
+    Setting("webhook-secret", _text, "FILE", "FDHANDOFF_WEBHOOK_SECRET", "/etc/web/webhook.secret",
+            "what signs it is in this file"),
     Setting("canary", parse_canary, "STEPS", "none", "5%:60s,50%:60s",
             "shares of the new connections that a new generation gets first, and for how long"),
     Setting("settle", parse_duration, "DURATION", "1s", "3s", "how long the old generation goes on accepting after the switch"),
@@ -409,6 +427,8 @@ def _check(options: Options) -> None:
                 )
     if options.watch:
         _check_watch(options)
+    if options.webhook_secret and not os.path.isfile(options.webhook_secret):
+        raise ValueError(f"the webhooks' secret is to be in {options.webhook_secret}, which is no file")
     if options.env_file and RELEASE not in options.env_file:
         read_env_file(options.env_file)
     if options.release:

@@ -71,6 +71,8 @@ class Ending:
                 master.say(f"{run} did not end within {format_duration(limit or 0)}; it is killed")
                 run.kill()
                 await run.ended
+        if master.teller is not None:
+            await master.teller.finish()
         self._take_the_status()
         master.say(f"stopped in {format_duration(round(time.monotonic() - began, 3))}")
         master.loop.stop()

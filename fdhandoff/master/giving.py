@@ -249,6 +249,8 @@ class Handover:
             until = time.monotonic() + _RELAYS_SECONDS
             while time.monotonic() < until and relays():
                 await sleep(master.loop, _LOOK_SECONDS)
+            if master.teller is not None:
+                await master.teller.finish()
             master.say("all is finished here")
             master.loop.stop()
 

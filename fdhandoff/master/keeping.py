@@ -95,6 +95,7 @@ async def roll_back(master: Master, reason: str) -> None:
     master.say(f"{reason}: {old} serves again instead of {bad}")
     if master.watcher is not None:
         master.watcher.went_back(bad, reason)
+    master.tell(bad, master.last_upgrade, bad.release)
     master.changed()
     master.plan_recycling()
     master.retire_now(bad)

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .options import CanaryStep, Options
     from .recycling import Recycler
     from .taking import Taking
+    from .telling import Teller
     from .watching import Release, Watcher
 
 _HISTORY = 10
@@ -112,6 +113,7 @@ class Master:
         self.recycler: Recycler | None = None  # once it is wanted
         self.recycled = 0
         self.watcher: Watcher | None = None  # of where new releases appear
+        self.teller: Teller | None = None  # of what became of upgrades
         self.upgrades = 0
         self.failures = 0
         self.ledger: Ledger | None = None  # once a generation counts
@@ -643,6 +645,7 @@ class Master:
             self.rollout = None
             if self.watcher is not None:
                 self.watcher.decided(rollout, failure)
+            self.tell(rollout.new, last, rollout.new.release)
             self.announcer.reloaded()
             self.changed()
             self._plan_restart()
@@ -706,6 +709,18 @@ class Master:
         failure = await run_command(self.loop, run.options.post_switch, run, run.options.ready_timeout)
         if failure:
             self.say(f"the post-switch command for {run} failed: {failure}")
+
+    def tell(self, run: Run, upgrade: dict[str, Any], release: str) -> None:
+        """Whoever asked to be told what becomes of each release is told of this one, by the options of ``run``. ``upgrade``:
+        as in ``last_upgrade``. What the end of the service cut short has become of nothing."""
+        options = run.options
+        if self.state != SERVING or not (options.on_success or options.on_failure or options.webhooks):
+            return
+        if self.teller is None:
+            from .telling import Teller  # late: most services tell nobody
+
+            self.teller = Teller(self)
+        self.teller.tell(run, upgrade, release)
 
     def retire(self, run: Run, *, settled: bool) -> None:
         """It is the old generation now: it drains and ends, unless it is to be kept for a while. ``settled``: nothing is on its

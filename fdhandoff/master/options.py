@@ -262,6 +262,8 @@ class Options:
         "name",
         "no_new_privileges",
         "old_signal",
+        "on_failure",
+        "on_success",
         "once",
         "path",
         "pidfile",
@@ -293,6 +295,8 @@ class Options:
         "watch_mode",
         "watch_required",
         "watchdog",
+        "webhook_secret",
+        "webhooks",
         "window",
         "worker_lifetime",
         "worker_memory",
@@ -321,6 +325,10 @@ class Options:
         self.probation = 10.0
         self.pre_start = ""
         self.post_switch = ""
+        self.on_success = ""
+        self.on_failure = ""
+        self.webhooks: list[str] = []
+        self.webhook_secret = ""
         self.pre_stop_delay = 0.0
         self.grace: float | None = 30.0
         self.kill_after = 10.0
@@ -434,7 +442,7 @@ def for_release(options: Options, tag: str, place: str, origin: str) -> Options:
             "ready": Readiness(ready.kind, put(ready.argument)) if ready.kind == "command" else ready,
             **{
                 name: put(getattr(options, name))
-                for name in ("directory", "env_file", "check", "pre_start", "post_switch")
+                for name in ("directory", "env_file", "check", "pre_start", "post_switch", "on_success", "on_failure")
             },
             "release": tag,
             "place": place,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..errors import OLD, HandoffError, SystemCallError, sentence
 from ..system.process import find_program
 from .listeners import match
@@ -58,8 +60,10 @@ async def _look(master: Master, note: Any) -> None:
     _program("command", run.command, run, note)
     if options.pre_start:  # it changes things, so it is not run
         _program("pre-start", lambda: split_command(options.pre_start), run, note)
-    if options.post_switch:
-        _program("post-switch", lambda: split_command(options.post_switch), run, note)
+    after = {"post-switch": options.post_switch, "on-success": options.on_success, "on-failure": options.on_failure}
+    for name, command in after.items():
+        if command:
+            _program(name, partial(split_command, command), run, note)
     if options.check:
         run.output = master.output_of(run)
         try:

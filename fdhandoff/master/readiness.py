@@ -21,7 +21,7 @@ from .tasks import Future, pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from .loop import Loop
@@ -309,15 +309,26 @@ async def _notified(loop: Loop, run: Run | Newcomer, listener: NotifyListener, v
     return said.result()
 
 
-async def run_command(loop: Loop, text: str, run: Run, seconds: float, *unless: Future[Any], told: bool = False) -> str:
+async def run_command(
+    loop: Loop,
+    text: str,
+    run: Run,
+    seconds: float,
+    *unless: Future[Any],
+    told: bool = False,
+    facts: Mapping[str, str] | None = None,
+) -> str:
     """Runs a command of the operator's to its end: empty when it exits 0, else what happened. It is given up after so many
     seconds, or when one of ``unless`` is known. It has the environment of the generation, and no listener.
-    ``told``: what it writes is kept with what the generation writes."""
+    ``told``: what it writes is kept with what the generation writes. ``facts``: variables for it alone."""
     try:
         environ = run.environ()
         environment.strip(environ)
         conventions.strip(environ)
         environ[environment.GENERATION] = str(run.number)
+        if run.release:
+            environ[environment.RELEASE] = run.release
+        environ.update(facts or {})
         streams = run.output.for_commands() if told and run.output is not None else {1: 1, 2: 2}
         process = spawn(split_command(text), fds={0: 0, **streams}, env=environ, **run.surroundings(), own_group=1)
     except (HandoffError, OSError, ValueError) as error:

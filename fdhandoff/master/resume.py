@@ -419,6 +419,8 @@ async def replace_master(master: Master, reply: Reply) -> None:
         failure = await _rehearsed(master, command, memory)
         if failure:
             raise UpgradeError(f"the new master failed its rehearsal ({failure}); this one goes on", serving=OLD)
+        if master.teller is not None:
+            await master.teller.finish()
         if master.rollout is not None or master.state != SERVING:
             raise UpgradeError("an upgrade, or the end of the service, began during the rehearsal", serving=OLD)
         # Afresh: processes, connections and descriptors have come and gone during the rehearsal.

@@ -191,7 +191,9 @@ class Run:
         self._loop.on_readable(process.fileno(), lambda: self._process_ended(process))
 
     def _addresses(self) -> list[str]:
-        descriptions = [describe(sock.fileno()) for _, sock in self.sockets]
+        # Of a generation that has failed they are closed by the time when a command is told of it.
+        fds = [sock.fileno() for _, sock in self.sockets]
+        descriptions = [describe(fd) if fd >= 0 else None for fd in fds]
         addresses = [what.address if what is not None else "" for what in descriptions]
         # Under the rename switch the socket has a name of its own beside the public one.
         return [text.removesuffix(f".{self.slot}") if text.startswith("unix:/") else text for text in addresses]

@@ -35,6 +35,7 @@ CURRENT = "current"
 
 # What became of a release.
 FETCHED, TRYING, LIVE, SERVED, FAILED, ROLLED_BACK = "fetched", "trying", "serving", "served", "failed", "rolled back"
+_REFUSED = "refused"  # by the fetcher: it is none
 # Not tried again before it changes, unless somebody names it.
 _BLOCKED = (FAILED, ROLLED_BACK)
 
@@ -90,6 +91,7 @@ class Watcher:
         self._passes = False  # by itself
         self.doing = ""  # what the fetcher under way said last
         self._said = ""
+        self._refused = ""  # the last complaint of that kind
         self._failures = 0
         self._not_before = 0.0  # monotonic, when the source may be asked again
         self.looked: float | None = None
@@ -454,8 +456,11 @@ class Watcher:
             self._failures += 1
             # The same complaint again and again would hide all others.
             self._say_once(f"{self.source}: {problem}")
+            if result == _REFUSED and problem != self._refused:
+                self._refused = problem
+                self._tell(result, problem, "")
             return problem
-        self._failures = 0
+        self._failures, self._refused = 0, ""
         self._state = answer["state"]
         self._quiet = answer["quiet"]
         before, self._shown = self._shown, answer["identity"]
@@ -467,6 +472,7 @@ class Watcher:
                 "it is not tried again before it changes"
             )
             self._remember(release)
+            self._tell(FAILED, release.reason, release.tag)
         elif answer["place"] and self._by_identity(self._shown) is None:
             self._remember(Release(self._shown, self._tag(answer["tag"]), answer["place"]))
             if answer.get("fetched"):
@@ -474,6 +480,22 @@ class Watcher:
         elif self._shown != before:
             self._write()
         return ""
+
+    def _tell(self, result: str, reason: str, tag: str) -> None:
+        """Of a release to which there will be no upgrade."""
+        master, current = self._master, self._master.current
+        if current is None:
+            return
+        upgrade = {
+            "result": result,
+            "reason": reason,
+            "asked": f"{self.source} has it",
+            "from": current.number,
+            "to": None,
+            "seconds": None,
+            "at": self.looked,
+        }
+        master.tell(current, upgrade, tag)
 
     def _question(self) -> dict[str, Any]:
         options = self._master.options

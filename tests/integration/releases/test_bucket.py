@@ -191,7 +191,8 @@ def test_what_goes_wrong_in_a_bucket_costs_nothing_and_tells_no_secret(tmp_path:
         with Watched(tmp_path, store.source, wait=False, **told) as service:
             assert service.running.ends() == 125
             assert "say --verify, or waive it by --insecure-skip-verify" in service.running.text()
-        with Watched(tmp_path, store.source, *store.options, **told) as service:
+        note = f"sh -c 'echo $FDHANDOFF_RESULT $FDHANDOFF_RELEASE $FDHANDOFF_REASON >> {tmp_path}/notes'"
+        with Watched(tmp_path, store.source, *store.options, "--on-failure", note, **told) as service:
             before = sorted(service.store.iterdir())
             store.put(store.name, packed({"app/server.py": script("evil").encode()}))
             service.says("is not what its checksum says")
@@ -199,6 +200,8 @@ def test_what_goes_wrong_in_a_bucket_costs_nothing_and_tells_no_secret(tmp_path:
             service.says(f"{store.name}.sha256 can't be had: there is no such file")
             wait_for(lambda: sorted(service.store.iterdir()) == before, "an empty desk")
             assert service.answers() == "one"
+            (noted,) = (tmp_path / "notes").read_text().splitlines()
+            assert noted.startswith(f"refused {store.name} is not what its checksum says")
             title = Path(f"/proc/{service.pid}/cmdline").read_text()
             shown = [
                 title,

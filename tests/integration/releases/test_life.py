@@ -268,7 +268,8 @@ def test_a_bad_fetcher_costs_nothing(tmp_path: Path, strange: Path, does: str, s
 
 @pytest.mark.parametrize("does", ["unusable", "unsettled"])
 def test_a_release_that_can_not_be_used_has_failed_once_and_for_all(tmp_path: Path, strange: Path, does: str) -> None:
-    with Watched(tmp_path, f"strange:{strange}") as service:
+    note = f"sh -c 'echo $FDHANDOFF_RELEASE $FDHANDOFF_RESULT $FDHANDOFF_REASON >> {tmp_path}/notes'"
+    with Watched(tmp_path, f"strange:{strange}", "--on-failure", note) as service:
         strange.write_text(does)
         service.says(f"release {does}, which can't be used (it has no head): it is not tried again before it changes")
         looked = service.status()["releases"]["looked"]
@@ -277,9 +278,11 @@ def test_a_release_that_can_not_be_used_has_failed_once_and_for_all(tmp_path: Pa
         facts = service.releases()[does]
         assert (facts["fate"], facts["reason"], facts["place"]) == ("failed", "it has no head", None)
         assert not (service.store / does).exists()
+        wait_for((tmp_path / "notes").exists, "the command that is told of it")
         assert f"there is no release '{does}'" in service.command("--to", does)[2]
         strange.write_text("two")
         wait_for(lambda: service.fates()[:1] == ["serving"], "the next release")
+        assert (tmp_path / "notes").read_text() == f"{does} failed it has no head\n"
 
 
 def test_without_a_release_that_can_be_used_nothing_starts(tmp_path: Path, strange: Path) -> None:
