@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 _SIGNERS = "signers:"
 _TAG_LETTERS = 12
+_FILE_MIN = 1 << 20
 # Nobody is there to be asked, and nothing of the repository or its server is executed.
 _ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C"}
 _SETTINGS = ("core.hooksPath=/dev/null", "protocol.ext.allow=never", "advice.detachedHead=false", "gc.auto=0")
@@ -62,7 +65,7 @@ class GitSource(Source):
             self._verify(commit, inside)
         elif self.remote:
             self.settings.say(f"commit {commit} is NOT VERIFIED: whoever can push there runs what they like here")
-        self._check_size(commit, inside)
+        self._check_tree(commit, inside)
         self._git(*inside, "checkout", "--quiet", "--force", commit, "--", ".")
         return release
 
@@ -73,11 +76,24 @@ class GitSource(Source):
         except SourceError as error:
             raise Refused(f"commit {commit} is not signed by anybody in {signers}: {error}") from None
 
-    def _check_size(self, commit: str, inside: tuple[str, ...]) -> None:
-        rows = self._git(*inside, "ls-tree", "-r", "--long", "-z", commit).split("\0")
-        size = sum(int(row.split(None, 4)[3]) for row in rows if row and row.split(None, 4)[3].isdigit())
+    def _check_tree(self, commit: str, inside: tuple[str, ...]) -> None:
+        rows = [
+            row.split(None, 4) for row in self._git(*inside, "ls-tree", "-r", "--long", "-z", commit).split("\0") if row
+        ]
+        size = sum(int(row[3]) for row in rows if row[3].isdigit())
         if size > self.settings.size_max:
             raise Refused(f"commit {commit} has {size} bytes, more than --fetch-max allows")
+        modules = [row[4] for row in rows if row[1] == "commit"]
+        if modules:
+            self.settings.say(
+                f"the submodules of commit {commit} are not followed, and are empty: {', '.join(modules)}"
+            )
+
+    def _limit_files(self) -> None:
+        """What comes is one file, whose size nobody tells before it is here. The signal that says so is ignored by Python."""
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        most = max(self.settings.size_max, _FILE_MIN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
     def _git(self, *words: str) -> str:
         settings = [word for setting in _SETTINGS for word in ("-c", setting)]
@@ -85,11 +101,13 @@ class GitSource(Source):
             done = subprocess.run(
                 ["git", *settings, *words],
                 capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL,
-                env={**os.environ, **_ENVIRONMENT},
+                env={**os.environ, **_ENVIRONMENT}, preexec_fn=self._limit_files, restore_signals=False,
             )  # fmt: skip
         except FileNotFoundError:
             raise SourceError("to watch a repository the program git is needed: apt-get install git") from None
         if done.returncode:
+            if os.strerror(errno.EFBIG) in done.stderr:
+                raise Refused(f"{self.url} sends more than --fetch-max allows")
             lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
             raise SourceError(f"git: {lines[0].removeprefix('fatal: ').removeprefix('error: ')}")
         return done.stdout

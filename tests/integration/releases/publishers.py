@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ...conftest import needs
 from . import point, replace, script
 from .github import GitHub
+from .gits import SERVERS
 from .index import Index, wheel
 from .web import Web
 
@@ -168,7 +169,30 @@ class Git(Publisher):
         self.git(*how, "commit", "--quiet", "-m", name)
 
 
-PUBLISHERS["git"] = Git
+class SignedGit(Git):
+    """The same, with commits that somebody has signed, behind a server of the kind ``by``."""
+
+    def __init__(self, folder: Path, by: str = "http") -> None:
+        super().__init__(folder)
+        needs("ssh-keygen", "openssh-client")
+        key = folder / "key"
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
+        self.signers = folder / "signers"
+        self.signers.write_text(f"somebody@example {key.with_suffix('.pub').read_text()}")
+        self.signed = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={key}", "-c", "commit.gpgSign=true")
+        self.server = SERVERS[by](folder)
+        self.url = f"{self.server.url}/{self.folder.name}"
+        self.source = f"git:{self.url}#main"
+        self.options = ("--verify", f"signers:{self.signers}")
+
+    def publish(self, name: str, fault: str = "", *how: str) -> None:
+        super().publish(name, fault, *(how or self.signed))
+
+    def close(self) -> None:
+        self.server.close()
+
+
+PUBLISHERS.update({"git": Git, "git-remote": SignedGit})
 
 
 class S3(Publisher):
