@@ -23,7 +23,9 @@ import time
 from typing import TYPE_CHECKING
 
 from ..adapting import address_of, listeners_of, service_name, settings
+from ..connection import CountedSocket
 from ..departure import Departure, Pauses
+from ..interruptible import Interruptible, Reading, number_of
 from ..listener import Connection
 from ..reading import Moved, WaitingSocket, pack, unpack
 from ..service import Service
@@ -63,7 +65,8 @@ def serve(
         raise ValueError(f"{server_class.__name__} forks: use a threading server, or fdhandoff-cli run --workers")
     with Service(**settings(handoff, service_name(None, "socketserver")), grace=grace) as service:
         listeners = listeners_of(service, "main", _text(address))
-        server: Any = server_class(address, _handed(handler_class, service, ssl_context), bind_and_activate=False)  # type: ignore[call-arg]
+        handed = _handed(handler_class, service, ssl_context)
+        server: Any = server_class(address, handed, bind_and_activate=False)  # type: ignore[call-arg]
         server.socket.close()  # it never listens: the service has the listener
         server.socket = listeners[0]
         server.server_address = listeners[0].getsockname()
@@ -71,11 +74,14 @@ def serve(
             server.server_name, server.server_port = server.server_address[:2]
         if isinstance(server, socketserver.ThreadingMixIn):
             server.daemon_threads = True  # the gate waits for their connections, and the grace period ends that
-        requests = _Requests(server, service, keeps=ssl_context is None and _keeps(handler_class))
-        moves = requests.keeps or _is_http(handler_class)
-        if isinstance(server, socketserver.ThreadingMixIn) and ssl_context is None and moves:
+        keeps = ssl_context is None and _keeps(handler_class)
+        rests = ssl_context is None and _is_http(handler_class) and not keeps
+        requests = _Requests(server, service, keeps=keeps, rests=rests)
+        if isinstance(server, socketserver.ThreadingMixIn) and (keeps or rests):
             service.receive_connections(requests.take)
         service.ready()
+        if _is_http(handler_class):
+            threading.Thread(target=_let_leave, args=(handed, service), name="fdhandoff-leave", daemon=True).start()
         service.serve(requests.begin, listeners)
         report = service.drain()
         moved = requests.departure.moved
@@ -97,10 +103,12 @@ def _keeps(handler_class: type) -> bool:
 
 
 class _Requests:
-    """Connections on their way to the server and out of it. ``keeps``: its handlers give their state, and go on from it."""
+    """Connections on their way to the server and out of it. ``keeps``: its handlers give their state, and go on from it.
+    ``rests``: one that waits for its next request moves."""
 
-    def __init__(self, server: Any, service: Service, *, keeps: bool) -> None:
+    def __init__(self, server: Any, service: Service, *, keeps: bool, rests: bool) -> None:
         self.keeps = keeps
+        self._rests = rests
         self.departure = Departure(service)
         self._server = server
         self._service = service
@@ -114,6 +122,8 @@ class _Requests:
     def begin(self, connection: socket.socket, _: object = None) -> None:
         """As ``BaseServer.handle_request`` does with what it has accepted."""
         server = self._server
+        if self._rests and isinstance(connection, CountedSocket):
+            Interruptible.of(connection)
         address = connection.getpeername()
         if not server.verify_request(connection, address):
             server.shutdown_request(connection)
@@ -189,6 +199,11 @@ def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) ->
 
         def _request_comes(self) -> bool:
             """Waits for the next request's first byte; false where the connection has gone elsewhere, or its time is up."""
+            raw = getattr(self.rfile, "raw", None)
+            return (type(raw) is Reading and raw.begins(self.rfile)) or self._comes_or_leaves()
+
+        def _comes_or_leaves(self) -> bool:
+            """The same, for who is not busy, or may leave."""
             if self._is_buffered():
                 return True
             handoff = self.server.handoff
@@ -200,6 +215,11 @@ def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) ->
 
         def _is_buffered(self) -> bool:
             """Whether more was read than the last request had."""
+            raw = getattr(self.rfile, "raw", None)
+            if type(raw) is Reading:
+                return raw.has(self.rfile)
+            if not hasattr(self.rfile, "peek"):
+                return False  # it reads no more than it is asked for
             before = self.connection.gettimeout()
             self.connection.settimeout(0)
             try:
@@ -216,13 +236,23 @@ def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) ->
             """Whether the connection ends with the answer that is given now."""
             return service.draining and self._stays()
 
-        def end_headers(self) -> None:
-            if self.ends() and not self.close_connection:
-                self.send_header("Connection", "close")
-            super().end_headers()
-
     Handed.__name__ = Handed.__qualname__ = base.__name__
     return Handed
+
+
+def _let_leave(handed: Any, service: Service) -> None:
+    """What a handler does for its connection's departure, it does when this process drains: before, it costs no request
+    anything."""
+    service.wait()
+    end_headers = handed.end_headers
+
+    def announcing(self: Any) -> None:
+        if self.ends() and not self.close_connection:
+            self.send_header("Connection", "close")
+        end_headers(self)
+
+    handed.end_headers = announcing
+    handed._request_comes = handed._comes_or_leaves
 
 
 def _keeping(base: Any, service: Service) -> Any:
@@ -280,15 +310,16 @@ def _speaks(sock: socket.socket, service: Service, departure: Departure, leave: 
     """Waits for the client's next byte, or its end; false where ``leave()``, which is asked while this process drains, says
     that the connection has gone elsewhere, or where the socket's timeout is over."""
     timeout = sock.gettimeout()
+    fd = number_of(sock)
     poller = select.poll()
-    poller.register(sock, select.POLLIN)
+    poller.register(fd, select.POLLIN)
     poller.register(service.fileno(), select.POLLIN)
     pauses = Pauses()
     limit = None if timeout is None else time.monotonic() + timeout
     retry: float | None = None
     while True:
         ready = [fd for fd, _ in poller.poll(_milliseconds(limit, retry))]
-        if sock.fileno() in ready:
+        if fd in ready:
             return True
         if limit is not None and time.monotonic() >= limit:
             return False
