@@ -63,13 +63,64 @@ if way == "bare":
 else:
     serve(ThreadingHTTPServer, where, Handler, handoff_path=path)
 """
-_PROGRAMS = {"asgi.py": _ASGI, "aiohttped.py": _AIOHTTP, "threaded.py": _THREADED}
+_TORNADO = """
+import asyncio, sys
+from tornado.web import Application, RequestHandler
+from fdhandoff.servers import tornado
+class Answer(RequestHandler):
+    async def get(self):
+        self.finish(b"hello")
+way, port, path = sys.argv[1:]
+app = Application([("/", Answer)], log_function=lambda handler: None)
+async def bare():
+    app.listen(int(port), "127.0.0.1")
+    await asyncio.Event().wait()
+asyncio.run(bare()) if way == "bare" else tornado.run(app, int(port), "127.0.0.1", handoff_path=path)
+"""
+_WSGI = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "5")])
+    return [b"hello"]
+"""
+_WAITRESS = """
+import sys
+import waitress
+from fdhandoff.servers.waitress import serve
+from wsgi import app
+way, port, path = sys.argv[1:]
+where = {"host": "127.0.0.1", "port": int(port), "threads": 8}
+waitress.serve(app, **where) if way == "bare" else serve(app, **where, handoff_path=path)
+"""
+_CHEROOT = """
+import sys
+from cheroot import wsgi
+from fdhandoff.servers import cheroot
+from wsgi import app
+way, port, path = sys.argv[1:]
+where = ("127.0.0.1", int(port))
+(wsgi.Server(where, app) if way == "bare" else cheroot.Server(where, app, handoff_path=path)).start()
+"""
+_PROGRAMS = {
+    "asgi.py": _ASGI, "wsgi.py": _WSGI, "aiohttped.py": _AIOHTTP, "threaded.py": _THREADED, "tornadoed.py": _TORNADO,
+    "waitressed.py": _WAITRESS, "cherooted.py": _CHEROOT,
+}  # fmt: skip
 _UVICORN = ("--log-level", "error", "--no-access-log", "asgi:app", "--port")
+_HYPERCORN = ("--log-level", "error", "asgi:app", "--bind", "127.0.0.1:{port}")
+_GUNICORN = ("--log-level", "error", "--no-control-socket", "--keep-alive", "60", "-k", "gthread", "--threads", "8", "wsgi:app",
+             "--bind", "127.0.0.1:{port}")  # fmt: skip
+_OURS = ("--handoff-path", "{path}")
 SERVERS = {
     "uvicorn": {"bare": ["-m", "uvicorn", *_UVICORN, "{port}"],
-                "adapter": ["-m", "fdhandoff.servers.uvicorn", *_UVICORN, "{port}", "--handoff-path", "{path}"]},
+                "adapter": ["-m", "fdhandoff.servers.uvicorn", *_UVICORN, "{port}", *_OURS]},
     "aiohttp": {way: ["aiohttped.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
     "ThreadingHTTPServer": {way: ["threaded.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
+    "tornado": {way: ["tornadoed.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
+    "hypercorn": {"bare": ["-m", "hypercorn", *_HYPERCORN],
+                  "adapter": ["-m", "fdhandoff.servers.hypercorn", *_HYPERCORN, *_OURS]},
+    "gunicorn gthread": {"bare": ["-m", "gunicorn", *_GUNICORN],
+                         "adapter": ["-m", "fdhandoff.servers.gunicorn", *_GUNICORN, *_OURS]},
+    "waitress": {way: ["waitressed.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
+    "cheroot": {way: ["cherooted.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
 }  # fmt: skip
 
 
