@@ -63,7 +63,7 @@ class Watched(Service):
     ) -> None:
         self.store = folder / "store"
         super().__init__(
-            folder, *quick("--watch", source, "--every", "0.1", "--releases", str(self.store), "--name", "watched"), *options,
+            folder, *quick("--watch", source, "--every", "0.3", "--releases", str(self.store), "--name", "watched"), *options,
             command=[sys.executable, *words], **run,
         )  # fmt: skip
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +119,61 @@ def test_of_two_releases_within_a_second_the_last_one_is_taken(tmp_path: Path, f
         file.publish("three")
         service.comes("three")
         assert service.generations().keys() == {2}
+
+
+def test_a_link_that_is_turned_twice_quickly_leads_to_where_it_points_last(tmp_path: Path) -> None:
+    link = Symlink(tmp_path)
+    for name in ("one", "two", "three"):
+        link.publish(name)
+    releases = link.folder / "releases"
+    point(link.link, releases / "one")
+    with Watched(tmp_path, link.source, *link.options, words=tuple(link.words)) as service:
+        for name in ("two", "three"):
+            point(link.link, releases / name)
+        service.comes("three")
+        for name in ("two", "three"):
+            point(link.link, releases / name)
+        service.releases(look=True)
+        assert service.answers() == "three"
+        assert service.status()["releases"]["serving"] == "three"
+
+
+def test_a_file_that_becomes_a_directory_or_vanishes_and_comes_back(tmp_path: Path, file: File) -> None:
+    run = "import os, runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    with Watched(tmp_path, file.source, words=("-c", run, "{release}")) as service:
+        file.path.unlink()
+        service.says("can't be read: No such file or directory")
+        assert service.answers() == "one"
+        new = file.path.with_name("new")
+        new.mkdir()
+        (new / "__main__.py").write_text(script("two"))
+        new.rename(file.path)
+        service.comes("two")
+        file.path.rename(new)
+        file.publish("three")
+        service.comes("three")
+        assert service.fates() == ["serving", "served", "served"]
+
+
+def test_a_history_outlives_the_masters(tmp_path: Path, file: File) -> None:
+    with Watched(tmp_path, file.source) as service:
+        file.publish("two")
+        service.comes("two")
+        file.publish("three", BROKEN)
+        service.says("is not tried again before it changes")
+        service.settled()
+        before = service.releases()
+        assert [one["fate"] for one in before.values()] == ["failed", "serving", "served"]
+        assert service.command("--master")[0] == 0
+        assert service.releases() == before
+        os.kill(service.pid, signal.SIGKILL)
+        service.running.process.wait()
+        with Watched(tmp_path, file.source) as again:
+            assert again.releases(look=True) == before, "nor is what failed tried once more"
+            done = verb("releases", str(again.path), "--json")
+            answer = json.loads(done.stdout)
+            assert (answer["schema"], answer["watch"]["source"]) == (1, file.source)
+            assert [one["tag"] for one in answer["releases"]] == list(before)
 
 
 def test_a_file_keeps_its_permissions(tmp_path: Path, file: File) -> None:
@@ -389,17 +447,61 @@ def test_who_watches_for_nothing_says_so(tmp_path: Path) -> None:
         running.stop()
 
 
-def test_a_slow_request_is_finished_by_its_own_release(tmp_path: Path, file: File) -> None:
-    from threading import Thread
+def test_a_request_that_outlives_the_swap_is_answered_by_its_own_release_and_the_end_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    """As overseer's example shows it, with a request that lasts until the next release has answered others."""
+    held = f"""
+            if b"/held" in asked:
+                open({str(tmp_path)!r} + "/held-" + os.environ["RELEASE"], "w").close()
+                while not os.path.exists({str(tmp_path)!r} + "/go-" + os.environ["RELEASE"]):
+                    time.sleep(0.01)
+"""
+    link = Symlink(tmp_path)
 
-    with Watched(tmp_path, file.source) as service:
-        answers: list[str] = []
-        slow = Thread(target=lambda: answers.append(request(service.address(), "/sleep3")[0]))
-        slow.start()
-        file.publish("two")
-        service.comes("two")
-        slow.join()
-        assert answers == ["one"]
+    def publish(name: str) -> None:
+        release = link.folder / "releases" / name
+        release.mkdir(parents=True)
+        (release / "server.py").write_text(
+            script(name).replace('\n            if b"/sleep"', f'{held}            if b"/sleep"')
+        )
+        point(link.link, release)
+
+    mark = f"SCENE={tmp_path}".encode()
+    publish("one")
+    with Watched(
+        tmp_path, link.source, *link.options, "--grace", "60s", words=tuple(link.words), env={"SCENE": str(tmp_path)}
+    ) as service:
+        master, address = service.pid, service.address()
+        for before, name in (("one", "two"), ("two", "three"), ("three", "four")):
+            answers: list[str] = []
+            slow = Thread(target=lambda answers=answers: answers.append(request(address, "/held")[0]))
+            slow.start()
+            wait_for((tmp_path / f"held-{before}").exists, "the slow request")
+            publish(name)
+            service.comes(name)
+            assert slow.is_alive()
+            (tmp_path / f"go-{before}").touch()
+            slow.join()
+            assert answers == [before]
+            assert service.pid == master == service.status()["master"]["pid"]
+        assert service.fates() == ["serving", "served", "served", "served"]
+        assert service.stop() == 0
+        with pytest.raises(ConnectionRefusedError):
+            request(address)
+        assert not [name for name in os.listdir(tmp_path) if "sock" in name]
+        assert set(os.listdir(service.store)) == {"releases.json", ".lock"}
+        wait_for(lambda: not marked(mark), f"{marked(mark)} to end")
+
+
+def marked(mark: bytes) -> set[int]:
+    """The processes that have it in their environment."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.add(int(pid))
+    return found
 
 
 def test_its_status_is_what_the_reference_says(tmp_path: Path, file: File) -> None:
