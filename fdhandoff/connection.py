@@ -6,6 +6,7 @@ import _socket
 import os
 import socket
 
+from .door import identity_of
 from .errors import GateClosed
 
 TYPE_CHECKING = False
@@ -18,6 +19,12 @@ _DETACHED = 2
 _FORCED = 4
 
 
+# Read by the C type's own descriptors: ``socket.socket`` makes an enumeration of each.
+_family = _socket.socket.family.__get__
+_type = _socket.socket.type.__get__
+_protocol = _socket.socket.proto.__get__
+
+
 class CountedSocket(socket.socket):
     """A ``socket.socket`` that leaves its gate exactly once: when its descriptor is really closed, by ``close``, the end of
     a ``with`` block, the last file of ``makefile`` or garbage collection. ``shutdown`` does not leave.
@@ -27,9 +34,10 @@ class CountedSocket(socket.socket):
     does not count. In a forked child the parent's connections do not count: the parent holds them as long as they live.
     """
 
-    __slots__ = ("_door", "_mark")
+    __slots__ = ("_door", "_identity", "_mark")
 
     _door: Door
+    _identity: tuple[int, int]
     _mark: int
 
     def __init__(self, sock: socket.socket, gate: Gate) -> None:
@@ -38,7 +46,7 @@ class CountedSocket(socket.socket):
         if not gate.enter():
             raise GateClosed("the gate is closed or full: the connection does not enter")
         try:
-            super().__init__(sock.family, sock.type, sock.proto, sock.fileno())
+            super().__init__(_family(sock), _type(sock), _protocol(sock), sock.fileno())
             timeout = sock.gettimeout()
             sock.detach()
         except BaseException:
@@ -66,6 +74,11 @@ class CountedSocket(socket.socket):
         """Whether it still counts as this object."""
         return hasattr(self, "_door")
 
+    def remember(self) -> None:
+        """Its descriptor will be closed by somebody (uvloop) who tells it by ``detach`` afterwards, when its number may be
+        another's: it is known again by what it is now."""
+        self._identity = identity_of(self.fileno())
+
     def force_close(self) -> None:
         """Closes it at once, whatever still refers to it, and counts it as forced. Who waits to read or write is woken."""
         self._mark = getattr(self, "_mark", 0) | _FORCED
@@ -82,7 +95,7 @@ class CountedSocket(socket.socket):
         door = self._go()
         fd = super().detach()
         if door is not None:
-            door.follow(fd)
+            door.follow(fd, getattr(self, "_identity", None))
         return fd
 
     def dup(self) -> socket.socket:  # type: ignore[override]

@@ -32,16 +32,19 @@ class Door:
         self.note = nothing
         self.detached = {}
 
-    def follow(self, fd: int) -> None:
-        """``fd``, a connection that is inside, belongs to somebody else now; it counts until it is closed, also before this."""
+    def follow(self, fd: int, identity: tuple[int, int] | None = None) -> None:
+        """``fd``, a connection that is inside, belongs to somebody else now; it counts until it is closed, also before this.
+        ``identity``: what it was, where it is known."""
         self.leave_detached(fd)  # an earlier one of that number has been closed, for the kernel gave it again
         try:
-            status = os.fstat(fd)
+            present = identity_of(fd)
         except OSError:
+            present = None
+        if present is None or present != (identity or present):
             # Closed already: a loop that closes descriptors by itself (uvloop) lets the socket object know afterwards.
             self.leave()
             return
-        self.detached[fd] = (status.st_dev, status.st_ino)
+        self.detached[fd] = present
         self.note(0, 1)
 
     def leave_detached(self, fd: int) -> bool:
@@ -54,15 +57,23 @@ class Door:
 
     def sweep(self) -> int:
         """Leaves for every detached descriptor that was closed meanwhile; how many."""
-        return sum(not _is(fd, identity) and self.leave_detached(fd) for fd, identity in list(self.detached.items()))
+        return sum(
+            not _is(fd, identity) and self.detached.get(fd) is identity and self.leave_detached(fd)
+            for fd, identity in list(self.detached.items())
+        )
+
+
+def identity_of(fd: int) -> tuple[int, int]:
+    """What no other open file has at the same time. ``OSError`` where it is not open."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def _is(fd: int, identity: tuple[int, int]) -> bool:
     try:
-        status = os.fstat(fd)
+        return identity_of(fd) == identity
     except OSError:
         return False
-    return (status.st_dev, status.st_ino) == identity
 
 
 def nothing(*_: object) -> None:

@@ -134,6 +134,22 @@ def test_a_detached_descriptor_counts_until_it_is_closed(connection: CountedSock
     assert gate.counters == Counters(accepted=1, finished=1)
 
 
+def test_one_that_somebody_else_has_closed_leaves_even_if_its_number_is_used_again(
+    connection: CountedSocket, gate: Gate
+) -> None:
+    """As uvloop does: it closes the descriptor, and tells the socket object afterwards."""
+    connection.remember()
+    fd = connection.fileno()
+    os.close(fd)
+    other = os.open(os.devnull, os.O_RDONLY)
+    try:
+        assert other == fd, "the kernel gives the lowest"
+        connection.detach()
+        assert gate.counters == Counters(accepted=1, finished=1)
+    finally:
+        os.close(other)
+
+
 def test_a_detached_descriptor_may_leave_by_name(connection: CountedSocket, gate: Gate) -> None:
     fd = connection.detach()
     os.close(fd)
