@@ -76,6 +76,11 @@ class Conversation:
             raise
         return message, fds
 
+    @property
+    def heard(self) -> bool:
+        """Whether ``hear`` has something already that was read together with what it gave back last."""
+        return bool(self._heard) or self._nonsense is not None
+
     def check(self) -> None:
         """Raises what is known to be wrong with the stream behind the last word that was heard."""
         if self._nonsense is not None and not self._heard:

@@ -4,13 +4,14 @@ again, for as long as there is hope that somebody takes it.
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from .connection import CountedSocket
-from .errors import GateClosed, HandoffError
+from .errors import GateClosed, HandoffError, SystemCallError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ PATIENCE_SECONDS = 15.0
 # Giving at once: while one's connections are taken in over there, another's are made ready here.
 GIVERS = 3
 FIRST_PAUSE = 0.05
+# What a system call fails by while there is no room, which may be again.
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 LAST_PAUSE = 1.0
 
 
@@ -37,6 +40,7 @@ class Departure:
         self._began = 0.0
         self._failing_since = 0.0
         self._given_up = False
+        self._complaints: set[str] = set()
         self._waiting: list[_Offer] = []
         self._lock = threading.Lock()  # for the fields
         self._giving = threading.Semaphore(GIVERS)
@@ -51,6 +55,19 @@ class Departure:
             return True
         self._began = self._began or time.monotonic()
         return self._service.verdict == "handed over" and time.monotonic() - self._began < HEIR_SECONDS
+
+    def hindered(self, error: OSError) -> None:
+        """There is no descriptor for offering one: the next try is later, when others have gone."""
+        number = error.errno or errno.EMFILE
+        self._complain(str(SystemCallError("dup", number, doing="moving connections")))
+        with self._lock:
+            self._note(0, 1)
+
+    def _complain(self, why: str) -> None:
+        """Once for each reason."""
+        if why and why not in self._complaints:
+            self._complaints.add(why)
+            self._service.say(f"{why}; connections that can't move are served here meanwhile")
 
     def give(self, connections: Sequence[Connection]) -> list[Connection]:
         """Those that stay for now. Blocks, a few seconds at most; what several threads bring at once goes together."""
@@ -95,10 +112,15 @@ class Departure:
         try:
             if not self._given_up and self._service.has_heir:
                 staying = self._service.give_connections(everything)
+            if staying:
+                self._complain(self._service.crossing.why)
         except HandoffError as error:
-            # Not one that cures itself: somebody else answers over there, say.
-            self._given_up = True
-            self._service.say(f"{error}; connections finish here")
+            if isinstance(error, SystemCallError) and error.errno in _PASSING:
+                self._complain(str(error))
+            else:
+                # Not one that cures itself: somebody else answers over there, say.
+                self._given_up = True
+                self._service.say(f"{error}; connections finish here")
         finally:
             with self._lock:  # first: whoever hears that its connections are gone may be the last to ask how many went
                 self._note(len(everything) - len(staying), len(staying))

@@ -7,11 +7,14 @@ asked of its adapter.
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import contextlib
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .connection import CountedSocket
@@ -24,14 +27,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from .moving import Guest
     from .prefork import PreforkWorker
     from .service import Service
 
 
-# Connections that are under way together. Nobody answers them meanwhile, so it is not long.
-BATCH = 64
-# How long the next ones wait until those that came are attached to the loop, where that is busy.
-_ATTACHED_SECONDS = 1.0
+# Connections that are under way together. Nobody answers them meanwhile, so they are few.
+BATCH = 32
+
+# Read by the C type's own descriptors: ``socket.socket`` makes an enumeration of each.
+_family = _socket.socket.family.__get__
+_type = _socket.socket.type.__get__
+_protocol = _socket.socket.proto.__get__
 
 
 class Passage:
@@ -71,11 +78,21 @@ class Passage:
         self._restore = restore
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
-        self._ready_to_move: set[Any] = set()
+        self._ready_to_move: dict[Any, None] = {}
+        self._tried = asyncio.Event()  # once all were
+        self._at_once = BATCH
         self._moving: asyncio.Task[None] | None = None
+        self._givers: ThreadPoolExecutor | None = None
         self._arrivals: set[asyncio.Task[None]] = set()
+        self._thread = threading.get_ident()
+        # Asyncio's own loops make a transport at once. To be told by a task of each connection that it was made costs as much
+        # as all else.
+        self._make_transport: Any = getattr(self._loop, "_make_socket_transport", None)
+        self._ours_to_close = self._make_transport is not None  # uvloop closes descriptors by itself
+        if type(self).attach is not Passage.attach:
+            self._make_transport = None
         if ssl is None:  # what TLS knows of a connection lives in this process alone
-            service.receive_connections(self._take)
+            service.receive_connections(self._welcome, seat=self._seat)
 
     @property
     def moved(self) -> int:
@@ -89,10 +106,18 @@ class Passage:
         return await self.service.serve_async(self._enter, listeners)
 
     async def _enter(self, connection: CountedSocket, _: object) -> None:
+        self._follow(connection)
         try:
-            await self.attach(connection)
+            protocol = await self.attach(connection)
         except (OSError, EOFError):
             connection.close()  # the client hung up, or speaks no TLS
+            return
+        if protocol is not None:
+            self.settled(protocol)
+
+    def _follow(self, connection: CountedSocket) -> None:
+        if not self._ours_to_close:
+            connection.remember()
 
     async def attach(self, sock: socket.socket, state: bytes | None = None) -> Any:
         """Gives a connection to the server, with its state if it has moved here; returns its protocol. For a server with
@@ -104,46 +129,82 @@ class Passage:
             self._watch(protocol)
         return protocol
 
-    def _take(self, connections: Iterable[Connection]) -> None:
-        """In the reception's thread: they are ours."""
-        attached = threading.Event()
+    def _seat(self, guest: Guest) -> Callable[[], None]:
+        """A giver has come, in another thread. The loop takes what it brings: where that is busy, connections are not
+        acknowledged, but answered where they are."""
+        self._soon(self._begin, guest)
+        return partial(self._dismiss, guest)
+
+    def _soon(self, what: Callable[[Guest], None], guest: Guest) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._welcome, connections, attached)
+            self._loop.call_soon_threadsafe(what, guest)
         except RuntimeError:  # the loop has ended: this process is about to
-            for connection in connections:
-                connection.target.close()
-            return
-        attached.wait(_ATTACHED_SECONDS)  # then the next ones are not kept waiting here, but answered where they are
+            guest.close()
 
-    def _welcome(self, connections: Iterable[Connection], attached: threading.Event) -> None:
-        tasks = {self._loop.create_task(self._arrive(connection)) for connection in connections}
-        self._arrivals |= tasks
-        left = len(tasks)
+    def _begin(self, guest: Guest) -> None:
+        if guest.attend():
+            self._loop.add_reader(guest.fileno(), self._attend, guest)
+        else:
+            guest.close()
 
-        def done(task: asyncio.Task[None]) -> None:
-            nonlocal left
-            left -= 1
-            self._arrivals.discard(task)
-            if left == 0:
-                attached.set()
+    def _attend(self, guest: Guest) -> None:
+        if not guest.attend():
+            self._see_off(guest)
 
-        for task in tasks:
-            task.add_done_callback(done)
+    def _see_off(self, guest: Guest) -> None:
+        if guest.fileno() >= 0:
+            self._loop.remove_reader(guest.fileno())
+            guest.close()
 
-    async def _arrive(self, connection: Connection) -> None:
-        sock: socket.socket = connection.target
-        sock.setblocking(False)
-        # One that comes while this process drains already is served all the same, and moves on.
-        with contextlib.suppress(GateClosed):
-            sock = CountedSocket(sock, self.service.gate)
+    def _dismiss(self, guest: Guest) -> None:
+        if threading.get_ident() != self._thread:
+            self._soon(self._see_off, guest)
+        elif self._loop.is_closed():
+            guest.close()
+        else:
+            self._see_off(guest)
+
+    def _welcome(self, connections: Iterable[Connection]) -> None:
+        """They are ours."""
+        for connection in connections:
+            sock: socket.socket = connection.target
+            sock.setblocking(False)
+            # One that comes while this process drains already is served all the same, and moves on.
+            with contextlib.suppress(GateClosed):
+                sock = counted = CountedSocket(sock, self.service.gate)
+                self._follow(counted)
+            if self._make_transport is not None:
+                self._arrive_at_once(sock, connection.state)
+                continue
+            task = self._loop.create_task(self._arrive(sock, connection.state))
+            self._arrivals.add(task)
+            task.add_done_callback(self._arrivals.discard)
+
+    def _arrive_at_once(self, sock: socket.socket, state: bytes) -> None:
+        """As ``attach``, which waits until the protocol knows of it; that is in the next turn of the loop."""
+        protocol = self._factory()
         try:
-            protocol = await self.attach(sock, connection.state)
+            self._make_transport(sock, _Arriving(self, protocol, state))
         except OSError:
             sock.close()
             return
         self.arrived += 1
         if self.leaving:
-            self.settled(protocol)
+            self._loop.call_soon(self._has_come_late, protocol)
+
+    def _has_come_late(self, protocol: Any) -> None:
+        if self._watch is not None:
+            self._watch(protocol)
+        self.settled(protocol)
+
+    async def _arrive(self, sock: socket.socket, state: bytes) -> None:
+        try:
+            protocol = await self.attach(sock, state)
+        except OSError:
+            sock.close()
+            return
+        self.arrived += 1
+        self.settled(protocol)
 
     # --- going ------------------------------------------------------------------------------------------------
 
@@ -156,14 +217,14 @@ class Passage:
         if self._watch is not None:
             for protocol in everyone:
                 self._watch(protocol)
-        self._ready_to_move.update(everyone)
-        if not await self._move_once():
-            self._begin_moving()
+        self._ready_to_move.update(dict.fromkeys(everyone))
+        self._begin_moving()
+        await self._tried.wait()
 
     def settled(self, protocol: Any) -> None:
         """A connection has come to rest, as far as its protocol knows: it moves, if this process drains."""
         if self.leaving and not self.announced:
-            self._ready_to_move.add(protocol)
+            self._ready_to_move[protocol] = None
             self._begin_moving()
 
     def later(self, protocol: Any) -> None:
@@ -178,9 +239,11 @@ class Passage:
     async def _move(self) -> None:
         try:
             while not await self._move_once():
+                self._tried.set()
                 await asyncio.sleep(self._pauses.next())
         finally:
             self._moving = None
+            self._tried.set()
 
     async def _move_once(self) -> bool:
         """Whether there is nothing left to try, for now."""
@@ -194,36 +257,54 @@ class Passage:
             return True
         if not self.service.has_heir:
             return False  # it comes yet
-        trying, self._ready_to_move = list(self._ready_to_move), set()
+        if (
+            self._givers is None
+        ):  # not the application's own: its threads may all be busy while connections are under way
+            self._givers = ThreadPoolExecutor(GIVERS, "fdhandoff-departure")
         under_way: set[asyncio.Task[bool]] = set()
+        staying: list[Any] = []
+        willing = True
         try:
-            while trying or under_way:
-                while trying and len(under_way) < GIVERS:
-                    now, trying = trying[:BATCH], trying[BATCH:]
-                    if going := self._going(now):
-                        under_way.add(self._loop.create_task(self._give(going)))
+            while under_way or (willing and self._ready_to_move):
+                givers = GIVERS if self._at_once == BATCH else 1
+                while willing and self._ready_to_move and len(under_way) < givers:
+                    going = self._going()
+                    willing = bool(going) or not self._ready_to_move
+                    if going:
+                        under_way.add(self._loop.create_task(self._give(going, staying)))
                 if under_way:
                     done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                    if not all([task.result() for task in done]):
-                        break
+                    willing = willing and all([task.result() for task in done])
         finally:
             if under_way:
                 await asyncio.wait(under_way)
-            self._ready_to_move.update(trying)
+            self._ready_to_move.update(dict.fromkeys(staying))
         return not self._ready_to_move
 
-    def _going(self, protocols: Iterable[Any]) -> list[tuple[Any, Any, Connection]]:
-        """Those that can move now, with their transports."""
-        packed = ((protocol, protocol.transport, self._packed(protocol)) for protocol in protocols)
-        return [
-            (protocol, transport, connection) for protocol, transport, connection in packed if connection is not None
-        ]
+    def _going(self) -> list[tuple[Any, Any, Connection]]:
+        """The next of those that can move now, with their transports: first whoever came to rest last, and may soon be asked
+        again. None where there is no descriptor for one."""
+        going: list[tuple[Any, Any, Connection]] = []
+        while self._ready_to_move and len(going) < self._at_once:
+            protocol, _ = self._ready_to_move.popitem()
+            transport = protocol.transport
+            try:
+                connection = self._packed(protocol)
+            except OSError as error:
+                transport.resume_reading()
+                self._ready_to_move[protocol] = None
+                self._departure.hindered(error)
+                self._at_once = max(1, self._at_once // 2)
+                break
+            if connection is not None:
+                going.append((protocol, transport, connection))
+        return going
 
-    async def _give(self, going: list[tuple[Any, Any, Connection]]) -> bool:
-        """Whether any of these protocols, with their transports, was taken."""
+    async def _give(self, going: list[tuple[Any, Any, Connection]], staying_here: list[Any]) -> bool:
+        """Whether any of these protocols, with their transports, was taken; the others are added to ``staying_here``."""
         staying = connections = [connection for _, _, connection in going]
         try:
-            staying = await self._loop.run_in_executor(None, self._departure.give, connections)
+            staying = await self._loop.run_in_executor(self._givers, self._departure.give, connections)
         finally:
             # Also where something is wrong over there: here they are as they were.
             stays = {id(connection) for connection in staying}
@@ -237,10 +318,13 @@ class Passage:
                     transport.abort()  # closes it here without a word to the client
                 elif not transport.is_closing():
                     transport.resume_reading()
-                    self._ready_to_move.add(protocol)
-        if len(stays) < len(going):
+                    staying_here.append(protocol)
+        taken = len(stays) < len(going)
+        if taken:
             self._pauses.reset()
-        return len(stays) < len(going)
+        # Where descriptors are short those for fewer connections may do; what has gone makes room.
+        self._at_once = min(BATCH, self._at_once * 2) if taken else max(1, self._at_once // 2)
+        return taken
 
     def _packed(self, protocol: Any) -> Connection | None:
         """The connection to be given, by a descriptor of its own: the server's may be closed any time by a timer of its own."""
@@ -256,12 +340,22 @@ class Passage:
         if sock is None or sock.fileno() < 0:
             return None
         transport.pause_reading()  # what comes from here on waits in the kernel for its new owner
-        return Connection("connection", socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno())), state)
+        return Connection("connection", _twin(sock), state)
+
+
+def _twin(sock: Any) -> _socket.socket:
+    """Another descriptor of the same connection."""
+    inner = getattr(sock, "_sock", sock)  # asyncio shows a wrapper of it
+    if isinstance(inner, _socket.socket):
+        return _socket.socket(_family(inner), _type(inner), _protocol(inner), os.dup(inner.fileno()))
+    return _socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
 
 
 class _Arriving(asyncio.Protocol):
     """For the moment in which a connection is attached: whose protocol knows its state before it hears of the client's next
     byte."""
+
+    __slots__ = ("_passage", "_protocol", "_state")
 
     def __init__(self, passage: Passage, protocol: Any, state: bytes) -> None:
         self._passage = passage

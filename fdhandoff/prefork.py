@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .control import Reply
     from .counters import Counters
     from .listener import Connection
+    from .moving import Guest
 
 _LOOK_SECONDS = 0.02  # how often a drain looks whether it is over
 
@@ -81,8 +82,14 @@ class PreforkWorker:
 
     # --- as Service -------------------------------------------------------------------------------------------
 
-    def receive_connections(self, take: Callable[[Iterable[Connection]], object]) -> None:
+    def receive_connections(
+        self,
+        take: Callable[[Iterable[Connection]], object],
+        *,
+        seat: Callable[[Guest], Callable[[], object]] | None = None,
+    ) -> None:
         self.crossing.take = take
+        self.crossing.seat = seat
 
     async def ready_async(self) -> None:
         """Whoever started us decides when we serve: it is now. Connections are taken over from here on."""

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .hooks import Hook
     from .incarnation import Incarnation
     from .listener import Connection
+    from .moving import Guest
     from .service_health import ServiceHealth
 
 STARTING = "starting"
@@ -415,14 +416,20 @@ class Service:
 
     # --- connections that move --------------------------------------------------------------------------------
 
-    def receive_connections(self, take: Callable[[Iterable[Connection]], object]) -> None:
+    def receive_connections(
+        self,
+        take: Callable[[Iterable[Connection]], object],
+        *,
+        seat: Callable[[Guest], Callable[[], object]] | None = None,
+    ) -> None:
         """Has ``take`` called, in a thread of its own, with connections that an older generation gives while it drains: each
         with its socket as ``target`` and the ``state`` that was given with it, to be iterated over once. They are ours then,
         and counted by nobody until ``take`` lets them enter the gate. The next ones come when it has returned. Say it before
-        ``ready()``."""
+        ``ready()``. ``seat``: for an event loop, see ``moving.Reception``."""
         if self.state_word != STARTING:
             raise UpgradeError("receive_connections() comes before ready()", serving=OLD)
         self.crossing.take = take
+        self.crossing.seat = seat
 
     def drains_when_asked(self) -> None:
         """Under a master: it asks this process to drain as soon as the next generation has passed its probation, and does not

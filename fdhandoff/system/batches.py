@@ -8,13 +8,14 @@ from __future__ import annotations
 import _socket
 import socket
 from array import array
+from itertools import accumulate
 
 from ..listener import Connection
 from .native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
 # Read by the C type's own descriptors: ``socket.socket`` makes an enumeration of each.
@@ -23,41 +24,53 @@ _type = _socket.socket.type.__get__
 _protocol = _socket.socket.proto.__get__
 _fileno = _socket.socket.fileno
 
-_WIDTH = 7  # numbers in a struct fdh_connection
+_WIDTH = 7  # numbers in a struct fdh_connection, of which these are some:
+_NAME_OFFSET, _NAME_SIZE, _STATE_OFFSET, _STATE_SIZE = range(3, _WIDTH)
 _HEAD = 64  # bytes of an entry beside its name and its state, at most
 
 _make = ffi.new_allocator(should_clear_after_alloc=False)
 
 
-def pack(connections: Sequence[Connection]) -> tuple[bytes, list[int]] | None:
-    """The entries' bytes, and the descriptors in their order; ``None`` where one of them needs more to be said."""
+def pack(connections: Sequence[Connection], states: Sequence[bytes]) -> tuple[bytes, array[int]] | None:
+    """The bytes of the entries of ``connections``, whose states are ``states``, and the descriptors in their order; ``None``
+    where one of them needs more to be said."""
     sockets = [connection.target for connection in connections]
-    if not all([isinstance(sock, _socket.socket) for sock in sockets]):
+    if not all([issubclass(kind, _socket.socket) for kind in set(map(type, sockets))]):
         return None
     count = len(sockets)
-    fds = list(map(_fileno, sockets))
-    names = [connection.name.encode() for connection in connections]
-    states = [connection.state for connection in connections]
-    if len(set(names)) == 1:
-        text, name_sizes, name_offsets = names[0], [len(names[0])] * count, [0] * count
+    fds = array("i", map(_fileno, sockets))
+    columns: dict[int, Iterable[int]] = {}
+    usual = [0] * _WIDTH
+    # What is the same of all, as a rule, is written once.
+    for place, read in enumerate((_family, _type, _protocol)):
+        values = set(map(read, sockets))
+        if len(values) == 1:
+            usual[place] = values.pop()
+        else:
+            columns[place] = map(read, sockets)
+    names = {connection.name for connection in connections}
+    if len(names) == 1:
+        text = names.pop().encode()
+        usual[_NAME_SIZE] = len(text)
+        names_size = count * len(text)
     else:
-        text, name_sizes = b"".join(names), list(map(len, names))
-        name_offsets = _offsets(name_sizes, 0)
-    state_sizes = list(map(len, states))
-    state_offsets = _offsets(state_sizes, len(text)) if any(state_sizes) else state_sizes
-    text += b"".join(states)
-    shapes = array("i", bytes(4 * _WIDTH * count))
-    columns = (
-        map(_family, sockets), map(_type, sockets), map(_protocol, sockets),
-        name_offsets, name_sizes, state_offsets, state_sizes,
-    )  # fmt: skip
-    for place, column in enumerate(columns):
+        each = [connection.name.encode() for connection in connections]
+        text, name_sizes = b"".join(each), list(map(len, each))
+        columns[_NAME_OFFSET], columns[_NAME_SIZE] = accumulate(name_sizes[:-1], initial=0), name_sizes
+        names_size = len(text)
+    body = b"".join(states)
+    if body:
+        sizes = list(map(len, states))
+        columns[_STATE_OFFSET], columns[_STATE_SIZE] = accumulate(sizes[:-1], initial=len(text)), sizes
+    shapes = array("i", usual) * count
+    for place, column in columns.items():
         shapes[place::_WIDTH] = array("i", column)
-    capacity = len(text) + sum(name_sizes) + _HEAD * count
+    text += body
+    capacity = len(body) + names_size + _HEAD * count
     buffer, size = _make("unsigned char[]", capacity), ffi.new("size_t *")
     result = lib.fdh_connections_pack(
         ffi.cast("struct fdh_connection *", ffi.from_buffer(shapes)),
-        ffi.new("int[]", fds),
+        ffi.from_buffer("int[]", fds),
         count,
         ffi.from_buffer(text),
         len(text),
@@ -68,14 +81,6 @@ def pack(connections: Sequence[Connection]) -> tuple[bytes, list[int]] | None:
     if result != 0:
         return None
     return ffi.buffer(buffer, size[0])[:], fds
-
-
-def _offsets(sizes: Sequence[int], at: int) -> list[int]:
-    offsets = []
-    for size in sizes:
-        offsets.append(at)
-        at += size
-    return offsets
 
 
 class Arrived:

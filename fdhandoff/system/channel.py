@@ -31,11 +31,16 @@ def descriptors_in_flight() -> int:
     """How many descriptors this process may well have sent that nobody has received yet. The kernel refuses (ETOOMANYREFS)
     when all of a user's together exceed the sender's open-files limit, so a quarter of it is ours; beyond two thousand
     nothing is gained."""
+    most = 8 * FDH_FDS_MAX
+    return max(2 * FDH_FDS_MAX, min(open_files_limit() // 4, most))
+
+
+def open_files_limit() -> int:
+    """How many files this process may have open."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    most = 8 * FDH_FDS_MAX
-    return most if limit == resource.RLIM_INFINITY else max(2 * FDH_FDS_MAX, min(limit // 4, most))
+    return 1 << 31 if limit == resource.RLIM_INFINITY else limit
 
 
 class Channel:
@@ -87,7 +92,8 @@ class Channel:
             offset += len(data)
         data = frames[0][0] if len(frames) == 1 else b"".join([data for data, _ in frames])
         # What owns the memory stays in `owned` while the pointers move on.
-        owned = (ffi.from_buffer(data), ffi.new("int[]", fds), ffi.new("struct fdh_mark[]", marks))
+        descriptors = ffi.new("int[]", fds) if isinstance(fds, (list, tuple)) else ffi.from_buffer("int[]", fds)
+        owned = (ffi.from_buffer(data), descriptors, ffi.new("struct fdh_mark[]", marks))
         c_data, c_fds, c_marks = owned
         n_bytes, n_fds, n_marks = len(data), len(fds), len(marks)
         counts = self._counts

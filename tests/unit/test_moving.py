@@ -327,7 +327,11 @@ def _one_by_one(connections: list[Connection]) -> Any:
     return [entry_of(one.name, one.fileno(), KIND_CONNECTION, one.state) for one in connections]
 
 
-@pytest.mark.parametrize("described", [_one_by_one, lambda connections: moving._described(connections)[0]])
+def _at_once(connections: list[Connection]) -> Any:
+    return moving._described(*next(iter(moving._batches(connections))))[0]
+
+
+@pytest.mark.parametrize("described", [_one_by_one, _at_once])
 def test_what_is_not_what_it_was_said_to_be_is_closed_and_told(
     tmp_path: Path, clients: Any, taken: Taken, described: Any
 ) -> None:
@@ -357,7 +361,7 @@ def test_what_can_not_be_described_in_a_batch_moves_all_the_same(tmp_path: Path,
     with ours, theirs:
         try:
             mixed = [*group.connections(b"state "), Connection("unix", ours)]
-            assert moving.pack(mixed) is not None
+            assert moving.pack(mixed, [one.state for one in mixed]) is not None
             assert give(reception.path, mixed) == 4
             assert give(reception.path, [Connection("bare", group.near[0].fileno(), b"bytes"), *mixed[1:]]) == 4
             came = taken.await_count(8)
