@@ -293,6 +293,8 @@ class PypiSource(Source):
             return None
         if done.returncode < 0:
             raise SourceError(f"what installs it was killed by signal {-done.returncode}")
+        if "No module named" in done.stdout:  # ours: a wheel runs nothing
+            raise SourceError(self._reason(done.stdout))
         if "No space left on device" in done.stdout:
             raise SourceError("No space left on device")
         if "File too large" in done.stdout:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .web import Web
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from http.server import BaseHTTPRequestHandler
 
 JSON = "application/vnd.pypi.simple.v1+json"
@@ -50,7 +50,8 @@ def wheel(name: str, version: str, files: Mapping[str, str], needs: Sequence[str
 
 class Index(Web):
     """``pages`` by project. ``json``: whether it speaks that, or HTML alone; ``algorithm``: of the hashes that it gives, or
-    empty; ``who``: what it wants as ``Authorization``. ``files_at``: another host that has the files."""
+    empty; ``who``: what it wants as ``Authorization``. ``files_at``: another host that has the files; ``look_around`` is
+    called while somebody asks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +62,7 @@ class Index(Web):
         self.told: tuple[str, bytes] | None = None
         self.bad_pages = 0
         self.files_at: Web = self
+        self.look_around: Callable[[], object] = lambda: None
 
     @property
     def simple(self) -> str:
@@ -79,6 +81,7 @@ class Index(Web):
         return self.add(f"{name}-{version}-py3-none-any.whl", data, **(facts or {}))
 
     def _decide(self, request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes, bool]:
+        self.look_around()
         if self.who and request.headers.get("Authorization") != self.who:
             return 401, {"WWW-Authenticate": 'Basic realm="index"'}, b"", False
         name = request.path.removeprefix("/simple/").strip("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import subprocess
@@ -238,6 +239,13 @@ def test_a_redirection_of_the_page_is_followed(index: Index, tmp_path: Path) -> 
         newest(index, "round")
 
 
+def _commands() -> Iterator[bytes]:
+    """What everybody can read of the programs that run."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield (process / "cmdline").read_bytes()
+
+
 @pytest.mark.parametrize("how", ["token", "url"])
 def test_a_secret_is_told_to_the_index_alone(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -257,7 +265,12 @@ def test_a_secret_is_told_to_the_index_alone(
         else:
             monkeypatch.setenv(WATCH_AUTHORIZATION, SECRET if how == "token" else index.who)
             one = source(index)
-        assert one.fetch(one.look({}), tmp_path).is_dir()
+        found = one.look({})
+        commands: set[bytes] = set()
+        index.look_around = lambda: commands.update(_commands())
+        assert one.fetch(found, tmp_path).is_dir()
+        assert [command for command in commands if b"download" in command and str(tmp_path).encode() in command]
+        assert [command for command in commands if SECRET.encode() in command] == []
         assert {"/files/greeting-1.0-py3-none-any.whl", "/files/web-1.0-py3-none-any.whl"} == {
             path for path, _, _ in index.files_at.asked
         }
