@@ -76,9 +76,10 @@ class Asked:
 class Server:
     """``names``: how commands and modules call it. ``needs``: the words that make it take its listener, for people; empty where
     it can't. ``expects``: what clients see. ``judge`` returns what is wrong (empty: nothing), ``env`` what its environment is
-    to say. ``adapter``: a module of ``servers``."""
+    to say. ``adapter``: a module of ``servers``. ``instead``: what takes its listener, where no module of that name can stand
+    for the command."""
 
-    __slots__ = ("adapter", "convention", "env", "expects", "judge", "names", "needs", "signal", "unasked")
+    __slots__ = ("adapter", "convention", "env", "expects", "instead", "judge", "names", "needs", "signal", "unasked")
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Server:
         judge: Callable[[Asked], str] = lambda _: "",
         env: Callable[[Asked], dict[str, str]] = lambda _: {},
         adapter: str = "",
+        instead: str = "",
         signal: str = "",
         convention: str = "",
         unasked: str = "",
@@ -99,6 +101,7 @@ class Server:
         self.judge = judge
         self.env = env
         self.adapter = adapter
+        self.instead = instead
         self.signal = signal
         self.convention = convention
         self.unasked = unasked  # what is done for it, in words
@@ -262,7 +265,8 @@ SERVERS = [
            unasked="`WERKZEUG_SERVER_FD=3`, `WERKZEUG_RUN_MAIN=true`"),
     Server("twistd", "`-n`, and `--listen systemd:domain=INET:index=0`", CUT, judge=_twistd, adapter="twisted"),
     Server("twist twisted", "`--listen systemd:domain=INET:index=0`", CUT, judge=_twisted, adapter="twisted"),
-    Server("cherryd cherrypy", "nothing, on IPv4", CLOSED, judge=_cherryd, adapter="cherrypy"),
+    Server("cherryd cherrypy", "nothing, on IPv4", CLOSED, judge=_cherryd, adapter="cherrypy",
+           instead="a program with {module}.quickstart"),
     Server("cheroot", "nothing, on IPv4", CUT, judge=_cheroot, adapter="cheroot"),
     Server("uwsgi", "`--http-socket fd://3 --master`", CLOSED, judge=_uwsgi, env=_uwsgi_env,
            unasked="`UWSGI_HOOK_MASTER_START=unix_signal:15 gracefully_kill_them_all`, so that TERM lets it finish"),
@@ -271,7 +275,8 @@ SERVERS = [
     Server("haproxy", "`bind fd@3` in its configuration", CLOSED, judge=lambda asked: _in_background(asked, "-D"),
            signal="SIGUSR1", unasked="USR1 to let it finish"),
     Server("node", "`listen({fd: 3})`, and a handler for SIGTERM that calls `server.close()`", CLOSED),
-    Server("granian", "", CLOSED, judge=_unable, adapter="granian"),
+    Server("granian", "a [program](granian.md) that passes the socket: it has no option for it", CLOSED, judge=_unable,
+           instead="the program in docs/how-to/servers/granian.md"),
     Server("aiohttp.web", "", CLOSED, judge=_unable, adapter="aiohttp"),
     Server("waitress-serve waitress", "", CUT, judge=_unable, adapter="waitress"),
     Server("sanic", "", CUT, judge=_unable, adapter="sanic"),
@@ -308,7 +313,8 @@ def recognise(command: Sequence[str], binds: Sequence[str], choice: str = AUTO) 
     found["conventions"] = [server.convention] if server.convention else []
     found["signal"] = server.signal
     expects, adapter = _expectation(server, asked)
-    word = f"; {adapter} instead loses none" if adapter and expects != ANNOUNCED else ""
+    better = adapter and expects != ANNOUNCED and (server.adapter or not server.instead)
+    word = f"; {adapter} instead loses none" if better else ""
     if wrong:
         takes = f"; {adapter} takes it" if adapter and server.judge is _unable else ""
         found["says"] = [f"{label} may not do as it should: {wrong}{takes}"]
@@ -321,6 +327,8 @@ def _expectation(server: Server, asked: Asked) -> tuple[str, str]:
     """What clients see, and the words that make it nothing."""
     expects, adapter = server.expects, server.adapter
     package = __name__.rpartition(".master.")[0]
+    if server.instead:
+        return expects, server.instead.format(module=f"{package}.servers.{adapter}")
     if server.names[0] == "gunicorn":
         worker = asked.value("-k", "--worker-class") or ""
         if "uvicorn" in worker.lower() and not worker.startswith(f"{package}."):
