@@ -15,7 +15,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from .control import Reply
-from .heir import doors_of, name_heir, remove_directory
+from .heir import doors_of, has_others, remove_directory
 from .prefork import PreforkWorker
 
 if TYPE_CHECKING:
@@ -60,6 +60,12 @@ class Member(PreforkWorker):
         loop.add_reader(self._line, self._heard)
         loop.add_reader(self._service.fileno(), self._ended_above)
 
+    @property
+    def goes_back(self) -> bool:  # type: ignore[override]
+        """Nobody tells us why we shall end. Where an older generation is there to take connections, it is worth a while."""
+        directory = self.crossing.directory
+        return self._service.path is not None and bool(directory) and has_others(directory, self.generation.number)
+
     def _heard(self) -> None:
         """The first process has died: whoever comes after it has listeners of its own, or ours."""
         import asyncio
@@ -103,8 +109,8 @@ def run_crew(service: Service, listeners: list[socket.socket], count: int, work:
         if status:
             return status
         service.ready()
-        if service.crossing.directory and service.path is not None:
-            name_heir(service.crossing.directory, service.generation.number)
+        service.crossing.by_others = True
+        service.crossing.appoint(service.generation.number)
         crew.go()
         crew.watch(count)
         service.drain()

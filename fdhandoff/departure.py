@@ -54,7 +54,8 @@ class Departure:
         if self._service.has_heir:
             return True
         self._began = self._began or time.monotonic()
-        return self._service.verdict == "handed over" and time.monotonic() - self._began < HEIR_SECONDS
+        comes = self._service.verdict == "handed over" or self._service.goes_back
+        return comes and time.monotonic() - self._began < HEIR_SECONDS
 
     def hindered(self, error: OSError) -> None:
         """There is no descriptor for offering one: the next try is later, when others have gone."""

@@ -103,6 +103,15 @@ def doors_of(directory: str, generation: int) -> list[str]:
     ]
 
 
+def has_others(directory: str, generation: int) -> bool:
+    """Whether processes of another generation have receptions there."""
+    try:
+        names = os.listdir(_doors(directory))
+    except OSError:
+        return False
+    return any(name.endswith(".sock") and not name.startswith(f"{generation}-") for name in names)
+
+
 def remove_directory(directory: str) -> None:
     """At the end of the last generation: with what dead processes left in it. Whoever is alive keeps it."""
     try:

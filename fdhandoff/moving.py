@@ -500,6 +500,7 @@ class Crossing:
         self.directory = directory
         self.take: Callable[[Iterable[Connection]], object] | None = None
         self.seat: Callable[[Guest], Callable[[], object]] | None = None
+        self.by_others = False  # whether processes of ours take connections, if this one does not
         self.leaves = False  # whether who takes no connections can be asked to drain, too
         self._appoints = appoints
         self._reception: Reception | None = None
@@ -521,7 +522,7 @@ class Crossing:
             registry.obtain(self._door, mode=mode).verbs.update(verbs)
 
     def appoint(self, generation: int) -> None:
-        if self.directory and self._appoints and self.take is not None:
+        if self.directory and self._appoints and (self.take is not None or self.by_others):
             name_heir(self.directory, generation)
 
     @property

@@ -38,6 +38,8 @@ class PreforkWorker:
     ``grace``: seconds that a drain may last (``None``: for ever). ``directory``: where connections find their new owner; empty
     where they can't move. ``log``: called with each line (default: standard error)."""
 
+    goes_back: bool = False  # as Service's
+
     def __init__(
         self,
         listeners: Iterable[socket.socket],

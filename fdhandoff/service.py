@@ -179,6 +179,7 @@ class Service:
         self._health: ServiceHealth | None = None
         self._leaving = False  # a stop was asked for: whoever asks for the service's health is told so already
         self._pidfile = Pidfile(pidfile) if pidfile is not None else None
+        self.goes_back = False  # it ends in its probation: the generation before serves again, and takes connections
         self._drain_began = 0.0
         self._finished_before = 0
 
@@ -847,9 +848,11 @@ class Service:
             if self.endpoint is not None:
                 self.endpoint.why_not = "stopping"
                 self.endpoint.end_offer()
+            self.goes_back = self.takeover is not None and self.takeover.in_probation
             self.finish("stop")
             self.gate.close()
             if self.owner and not self._give_back(f"it was stopped ({why})"):
+                self.goes_back = False
                 self.tell(lambda manager: manager.stopping("draining"))
         if by_signal:
             self.hooks.after(why)

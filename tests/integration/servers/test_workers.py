@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..cli import PACKAGE, Running, environment, free_port, stopping, wait_for
+from ..cli import PACKAGE, Running, environment, free_port, stopping, verb, wait_for
 from ..master import Load, Service, kill, quick
 from . import Client, KeepAlive
 
@@ -110,6 +110,30 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
             assert client.ask() == 1
         crew.signal(signal.SIGTERM)
         assert crew.ends() == 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("workers", [1, WORKERS])
+def test_after_a_rollback_the_connections_of_the_newer_one_move_back(tmp_path: Path, workers: int) -> None:
+    port = free_port()
+    command = [*uvicorn(port, tmp_path), "--handoff-probation", "10m", "--workers", str(workers)]
+    old = Crew(command)
+    with stopping(old), contextlib.ExitStack() as stack:
+        old.serves(1)
+        new = Crew(command)
+        stack.enter_context(stopping(new))
+        new.serves(2)
+        clients = [stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(10)]
+        assert {client.ask() for client in clients} == {2}
+        done = verb("rollback", "--path", str(tmp_path / "h.sock"))
+        assert done.returncode == 0, done.stderr
+        assert new.ends() == 0, new.text()
+        assert {client.ask() for client in clients} == {1}
+        assert not any(client.ended for client in clients)
+        for client in clients:
+            client.close()
+        old.signal(signal.SIGTERM)
+        assert old.ends() == 0, old.text()
     assert os.listdir(tmp_path) == []
 
 
