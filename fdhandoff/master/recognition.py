@@ -333,6 +333,8 @@ def _expectation(server: Server, asked: Asked) -> tuple[str, str]:
         worker = asked.value("-k", "--worker-class") or ""
         if "uvicorn" in worker.lower() and not worker.startswith(f"{package}."):
             expects, adapter = CLOSED, "gunicorn_uvicorn"  # it closes as uvicorn does
+        elif worker == "asgi":
+            expects, adapter = CLOSED, "gunicorn"  # what it answers at that moment announces nothing
     try:
         with open(
             os.path.join(os.path.dirname(os.path.dirname(__file__)), "servers", f"{adapter}.py"), encoding="utf-8"
