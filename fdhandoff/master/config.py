@@ -270,7 +270,8 @@ SETTINGS = [
             "where fetched releases and their history lie"),
     Setting("keep-releases", _number, "N", "5", "10", "how many releases are remembered, and their files kept"),
     Setting("verify", _text, "HOW", "none", "checksum",
-            "how what comes from elsewhere is verified before it runs: checksum, checksum:NAME, minisign:KEY or signers:FILE"),
+            "how what comes from elsewhere is verified before it runs: checksum, checksum:NAME, minisign:KEY, "
+            "'sigstore:IDENTITY ISSUER' or signers:FILE"),
     Setting("insecure-skip-verify", _truth, "", "it must be verified", "true",
             "run what comes from another machine unverified", attribute="unverified", flag=True),
     Setting("fetch-timeout", _interval, "DURATION", "10m", "1h", "how long one look, with all that it fetches, may take"),

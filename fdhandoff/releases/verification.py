@@ -8,6 +8,7 @@ import subprocess
 from hmac import compare_digest
 
 from . import Refused, SourceError
+from .sigstore import SUFFIXES, Identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,16 +23,21 @@ _SECONDS = 60.0
 
 
 class Verification:
-    """``how``, as ``--verify`` says it: ``checksum``, ``checksum:NAME`` or ``minisign:KEY``."""
+    """``how``, as ``--verify`` says it: ``checksum``, ``checksum:NAME``, ``minisign:KEY`` or ``sigstore:IDENTITY ISSUER``."""
 
     def __init__(self, how: str) -> None:
         self.kind, _, self.argument = how.partition(":")
-        if self.kind not in ("checksum", "minisign") or (self.kind == "minisign" and not self.argument):
-            raise SourceError(f"{how!r} is no way to verify: say checksum, checksum:NAME or minisign:KEY")
+        if self.kind not in ("checksum", "minisign", "sigstore") or (self.kind != "checksum" and not self.argument):
+            raise SourceError(
+                f"{how!r} is no way to verify: say checksum, checksum:NAME, minisign:KEY or 'sigstore:IDENTITY ISSUER'"
+            )
+        self._identity = Identity(self.argument) if self.kind == "sigstore" else None
 
     def check(self, artefact: Path, beside: Beside) -> None:
         """``Refused`` unless it is."""
-        if self.kind == "checksum":
+        if self._identity is not None:
+            self._identity.check(artefact, _either(beside, SUFFIXES))
+        elif self.kind == "checksum":
             self._checksum(artefact, beside(self.argument, ".sha256"))
         else:
             self._minisign(artefact, beside("", ".minisig"))
@@ -63,6 +69,18 @@ class Verification:
         if done.returncode:
             why = " ".join((done.stderr or done.stdout).split()) or f"minisign exited with status {done.returncode}"
             raise Refused(f"{artefact.name} is not signed by the key that was named: {why}")
+
+
+def _either(beside: Beside, suffixes: tuple[str, ...]) -> bytes:
+    """What is there; the first one's complaint where none is."""
+    problem: SourceError | None = None
+    for suffix in suffixes:
+        try:
+            return beside("", suffix)
+        except SourceError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
 
 
 def checksum_in(text: str, name: str) -> str:
