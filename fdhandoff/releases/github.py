@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from ..system.environment import WATCH_AUTHORIZATION as AUTHORIZATION
 from . import Found, Refused, Settings, Source, SourceError, options_in, tag_of
 from .artefact import finish, verification_of
-from .http import Client, authorization, forbid_password, is_private
+from .http import Client, authorization, forbid_password, is_private, retry_after
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -201,9 +201,9 @@ def _digits(digest: object) -> str:
 
 def _patience(headers: Mapping[str, str], limited: bool) -> float:
     """How long we are told to wait, in seconds; 0 where it is not that we ask too often."""
+    if "Retry-After" in headers:
+        return retry_after(headers) or _MINUTE
     try:
-        if "Retry-After" in headers:
-            return max(1.0, float(headers["Retry-After"]))
         if headers.get("X-RateLimit-Remaining") == "0":
             # By their clock, since the moment is theirs.
             date = headers.get("Date")

@@ -30,6 +30,7 @@ _PART = 1 << 18
 _BESIDE_MAX = 1 << 20
 _SECRET_MAX = 1 << 16
 _COMPLAINT_MAX = 1 << 14
+_PATIENCE_SECONDS = 5.0  # who wants to be left alone for longer is asked at a later look
 PROGRESS_SECONDS = 10.0
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
@@ -105,6 +106,12 @@ def is_private(url: str) -> bool:
     return parts.scheme == "https" or host in ("localhost", "::1") or host.startswith("127.")
 
 
+def retry_after(headers: Mapping[str, str]) -> float:
+    """For how many seconds a server wants to be left alone; 0 where it doesn't say, or as a date."""
+    text = headers.get("Retry-After", "").strip()
+    return float(text) if text.isascii() and text.isdigit() else 0.0
+
+
 def authorization() -> str:
     """What is to be sent as ``Authorization``: out of the environment, or a file that it names; else empty."""
     text, name = os.environ.get(AUTHORIZATION, ""), AUTHORIZATION
@@ -156,25 +163,26 @@ class Client:
 
     def _get(self, url: str, headers: Mapping[str, str]) -> tuple[Any, str]:
         """And where it came from in the end."""
-        pause = BACKOFF_SECONDS
+        pause, wait = BACKOFF_SECONDS, 0.0
         for left in range(TRIES - 1, -1, -1):
             try:
                 answer, place = self._request(url, headers)
             except self._urllib3.exceptions.HTTPError as error:
-                problem = self._in_words(error)
+                problem, wait = self._in_words(error), 0.0
                 if isinstance(error, self._urllib3.exceptions.SSLError):
                     break  # nobody vouches for it, and nobody will a moment later
             else:
                 if answer.status in (200, 206, 304):
                     return answer, place
                 problem = f"it answered {answer.status}"
+                wait = retry_after(answer.headers)
                 self._judge(url, answer)
-                if answer.status not in _AGAIN:
+                if answer.status not in _AGAIN or wait > _PATIENCE_SECONDS:
                     break
             if left:
-                time.sleep(pause)
+                time.sleep(max(pause, wait))
                 pause *= 2
-        raise SourceError(f"{url} can't be had: {problem}")
+        raise SourceError(f"{url} can't be had: {problem}", wait)
 
     def _judge(self, url: str, answer: Any) -> None:
         """``SourceError`` where ``explain`` knows better than to try again."""

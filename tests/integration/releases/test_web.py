@@ -123,6 +123,10 @@ def test_a_server_that_is_busy_is_asked_again(web: Web, tmp_path: Path) -> None:
     web.errors = http.TRIES
     with pytest.raises(SourceError, match="it answered 503"):
         fetched(web, tmp_path / "again")
+    web.errors, web.patience = 1, "77"
+    with pytest.raises(SourceError, match="it answered 503") as caught:
+        fetched(web, tmp_path / "later")
+    assert (caught.value.wait, web.errors) == (77, 0)
 
 
 def test_a_redirection_is_followed_and_a_circle_is_not(web: Web, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class Web:
-    """``files`` by path. ``validators``: "both", "modified" or "none". ``cuts``: how many more bodies break off in the middle;
-    ``errors``: how many more answers are 503; ``ranges``: whether it knows them; ``statuses``: what is answered whatever was
-    asked. ``asked``: the requests, as (path, headers, status). ``certificate``: for TLS, with its key beside it."""
+    """``files`` by path. ``validators``: "both", "modified" or "none". ``cuts``: how many more bodies break off in the
+    middle; ``errors``: how many more answers are 503, and ask for ``patience``; ``ranges``: whether it knows them;
+    ``statuses``: what is answered whatever was asked. ``asked``: the requests, as (path, headers, status). ``certificate``:
+    for TLS, with its key beside it."""
 
     def __init__(self, certificate: Path | None = None) -> None:
         self.files: dict[str, bytes] = {}
@@ -28,6 +29,7 @@ class Web:
         self.validators = "both"
         self.cuts = 0
         self.errors = 0
+        self.patience = "0"
         self.longer = 0
         self.ranges = True
         self.statuses: dict[str, int] = {}
@@ -88,7 +90,7 @@ class Web:
             return 302, {"Location": self.redirects[request.path]}, b"", False
         if self.errors:
             self.errors -= 1
-            return 503, {}, b"", False
+            return 503, {"Retry-After": self.patience}, b"", False
         if "Range" in request.headers:
             self.before_range()
         data = self.files.get(request.path)
