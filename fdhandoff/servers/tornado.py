@@ -8,11 +8,14 @@ is closed with code 1012.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import weakref
+from functools import wraps
 from typing import TYPE_CHECKING
 
 try:
+    from tornado.http1connection import HTTP1Connection
     from tornado.httpserver import HTTPServer
     from tornado.iostream import IOStream
     from tornado.web import Application
@@ -25,7 +28,7 @@ from ..passage import Passage
 from ..service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
 _RESTART = 1012  # RFC 6455's registry: service restart
@@ -58,63 +61,83 @@ async def serve(
         if isinstance(app, Application):
             app.settings["fdhandoff"] = service
         server = Server(app, **options)
-        passage = server.passage = _Passage(service, server)
-        await service.ready_async()
-        accepting = asyncio.create_task(passage.serve())
-        await service.wait_async()
-        await passage.leave()
-        for handler in list(server.websockets):
-            handler.close(_RESTART, "service restart")
-        report = await service.drain_async()
-        await accepting
+        with _websockets() as websockets, contextlib.ExitStack() as ending:
+            passage = server.passage = _Passage(service, server, lambda: ending.enter_context(_announcing()))
+            await service.ready_async()
+            accepting = asyncio.create_task(passage.serve())
+            await service.wait_async()
+            await passage.leave()
+            for handler in list(websockets):
+                handler.close(_RESTART, "service restart")
+            report = await service.drain_async()
+            await accepting
         service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
         await server.close_all_connections()
+
+
+# A request needs neither: the one is where websockets begin, the other is put where answers do when they shall end.
+
+
+@contextlib.contextmanager
+def _websockets() -> Iterator[weakref.WeakSet[WebSocketHandler]]:
+    """The handlers of those that are open."""
+    found: weakref.WeakSet[WebSocketHandler] = weakref.WeakSet()
+    kind: Any = WebSocketHandler
+    get_protocol = kind.get_websocket_protocol
+
+    @wraps(get_protocol)
+    def noting(self: WebSocketHandler) -> Any:
+        found.add(self)
+        return get_protocol(self)
+
+    kind.get_websocket_protocol = noting
+    try:
+        yield found
+    finally:
+        kind.get_websocket_protocol = get_protocol
+
+
+@contextlib.contextmanager
+def _announcing() -> Iterator[None]:
+    """Each answer says that its connection ends."""
+    kind: Any = HTTP1Connection
+    write_headers = kind.write_headers
+
+    @wraps(write_headers)
+    def announcing(self: Any, *arguments: Any, **options: Any) -> Any:
+        # Behind one whose next request has come already nothing ends: that one is answered, too.
+        if not self.is_client and self.stream is not None and not self.stream._read_buffer_size:
+            self._disconnect_on_finish = True
+        return write_headers(self, *arguments, **options)
+
+    kind.write_headers = announcing
+    try:
+        yield
+    finally:
+        kind.write_headers = write_headers
 
 
 class Server(HTTPServer):
     """tornado's server, whose connections come from a ``Passage`` and may leave by it."""
 
     passage: _Passage
-    websockets: weakref.WeakSet[WebSocketHandler]
-
-    def initialize(self, *arguments: Any, **options: Any) -> None:
-        super().initialize(*arguments, **options)
-        self.websockets = weakref.WeakSet()
 
     def streams(self) -> Iterable[Any]:
         return [connection.stream for connection in self._connections]
 
     def start_request(self, server_conn: Any, request_conn: Any) -> Any:
         """It begins to wait for a connection's next request."""
-        passage, stream = self.passage, server_conn.stream
-        if isinstance(stream, Stream):
-            passage.later(stream)
-        delegate = super().start_request(server_conn, request_conn)
-        write_headers, detach = request_conn.write_headers, request_conn.detach
-
-        def announcing(*arguments: Any, **options: Any) -> Any:
-            # Behind one whose next request has come already nothing ends: that one is answered, too.
-            if passage.announced and not stream._read_buffer_size:
-                request_conn._disconnect_on_finish = True
-            return write_headers(*arguments, **options)
-
-        def detaching() -> Any:
-            one: Any = delegate
-            while one is not None and not hasattr(one, "handler"):
-                one = getattr(one, "delegate", None)  # tornado's own stand one behind the other
-            if one is not None and isinstance(one.handler, WebSocketHandler):
-                self.websockets.add(one.handler)
-            return detach()
-
-        request_conn.write_headers, request_conn.detach = announcing, detaching
-        return delegate
+        passage = self.passage
+        if passage.leaving and isinstance(server_conn.stream, Stream):
+            passage.later(server_conn.stream)
+        return super().start_request(server_conn, request_conn)
 
 
 class _Passage(Passage):
-    def __init__(self, service: Service, server: Server) -> None:
+    def __init__(self, service: Service, server: Server, announce: Callable[[], object]) -> None:
         made_by: Any = Stream  # ``attach`` does it
         ssl: Any = server.ssl_options
-        super().__init__(service, made_by, everyone=server.streams, movable=_movable, ssl=ssl)
+        super().__init__(service, made_by, everyone=server.streams, movable=_movable, announce=announce, ssl=ssl)
         self._server = server
 
     async def attach(self, sock: socket.socket, state: bytes | None = None) -> Any:  # noqa: ARG002 - it has none
