@@ -28,6 +28,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ..system.environment import WATCH_AUTHORIZATION as AUTHORIZATION
 from . import Broken, Found, Refused, Settings, Source, SourceError, options_in, tag_of
+from .artefact import verification_of
 from .http import Client, authorization, forbid_password, is_private
 
 TYPE_CHECKING = False
@@ -45,6 +46,7 @@ _PART = 1 << 18
 _REASON_MAX = 500
 _NAMES_MAX = 10
 _METADATA_MAX = 1 << 20
+_BESIDE_MAX = 1 << 20
 _MAKING = ".making"  # in the environment, until it is whole
 # Of pip's own settings those that change nothing of what is installed.
 _KEPT = ("PIP_CACHE_DIR", "PIP_NO_CACHE_DIR")
@@ -67,8 +69,10 @@ class PypiSource(Source):
         self._name: str = self._libraries.utils.canonicalize_name(self._wanted.name)
         self._full_name = self._name + f"[{','.join(sorted(self._wanted.extras))}]" * bool(self._wanted.extras)
         self._index, self._user, self._password = self._who(chosen.get("index", ""))
-        if settings.verify not in ("", "checksum"):
-            raise SourceError("what an index has is verified by --verify checksum")
+        if settings.verify.startswith("checksum:"):
+            raise SourceError("an index says the checksum of a file itself: --verify checksum")
+        # Who signed the package itself; what the index says of each file is compared in any case.
+        self._signature = verification_of(settings) if settings.verify != "checksum" else None
         if settings.verify and not is_private(self._index):
             raise SourceError(
                 f"what {self._index} says can be changed on its way, the checksums too: name it by https, or waive "
@@ -209,6 +213,14 @@ class PypiSource(Source):
                 file.write(part)
         if wanted and not compare_digest(whole.hexdigest(), wanted):
             raise Refused(f"{path.name} is not what the index says: {whole.hexdigest()} instead of {wanted}")
+
+        def beside(_: str, suffix: str) -> bytes:
+            parts = urlsplit(wheel["url"])
+            url = urlunsplit(parts._replace(path=parts.path + suffix))
+            return b"".join(client.download(url, "", Settings(size_max=_BESIDE_MAX)))
+
+        if self._signature is not None:
+            self._signature.check(path, beside)
 
     def _fetch_needs(self, wheels: Path, name: str, into: Path) -> None:
         """What the package needs, beside it."""

@@ -15,6 +15,7 @@ from ...conftest import needs
 from . import Watched
 from .github import DAY, GitHub
 from .publishers import Github, run
+from .signing import ISSUER, Sigstore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,6 +139,16 @@ def test_without_a_digest_it_is_verified_by_what_lies_beside_it(github: GitHub, 
     run("minisign", "-S", "-W", "-m", f"{tmp_path}/web", "-s", f"{tmp_path}/key")
     github.release("v4", {"web": DATA, "web.minisig": (tmp_path / "web.minisig").read_bytes()})
     assert fetched(github, tmp_path / "signed", "&asset=web*", f"minisign:{tmp_path}/key.pub") == DATA
+
+
+def test_who_signed_an_asset_is_asked_for(github: GitHub, tmp_path: Path) -> None:
+    sigstore = Sigstore(tmp_path)
+    how = f"sigstore:me@example.org {ISSUER} {sigstore.root}"
+    github.release("v1", {"web": DATA})
+    with pytest.raises(SourceError, match=r"there is no asset web\.sigstore\.json yet"):
+        fetched(github, tmp_path / "unsigned", verify=how)
+    github.release("v2", {"web": DATA, "web.sigstore.json": sigstore.sign(DATA, "me@example.org")})
+    assert fetched(github, tmp_path / "signed", verify=how) == DATA
 
 
 def test_a_token_is_told_to_the_api_alone(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from ..cli import wait_for
 from . import Watched
 from .index import JSON, Index, wheel
 from .publishers import Pypi
+from .signing import ISSUER, Sigstore
 from .web import Web
 
 if TYPE_CHECKING:
@@ -130,6 +131,23 @@ def test_what_the_index_does_not_vouch_for_is_refused(index: Index, tmp_path: Pa
     sentence = rf"{whose}-1.0-py3-none-any.whl" if what != "other" else "not what the index says"
     with pytest.raises(Refused, match=sentence):
         fetched(index, tmp_path / "into")
+
+
+def test_who_signed_the_package_can_be_asked_for_too(index: Index, tmp_path: Path) -> None:
+    sigstore = Sigstore(tmp_path)
+    how = f"sigstore:me@example.org {ISSUER} {sigstore.root}"
+    file = index.wheel("web", "1.0")
+    path = f"/files/{file['filename']}"
+    with pytest.raises(SourceError, match=r"\.whl\.sigstore\.json can't be had: it answered 404"):
+        fetched(index, tmp_path / "unsigned", verify=how)
+    index.files[f"{path}.sigstore.json"] = sigstore.sign(index.files[path], "somebody@example.org")
+    with pytest.raises(Refused, match="not signed"):
+        fetched(index, tmp_path / "other", verify=how)
+    index.files[f"{path}.sigstore.json"] = sigstore.sign(index.files[path], "me@example.org")
+    assert fetched(index, tmp_path / "signed", verify=how).is_dir()
+    file["hashes"] = {}
+    with pytest.raises(Refused, match="gives no SHA-2 checksum"):
+        fetched(index, tmp_path / "without", verify=how)
 
 
 def test_a_checksum_that_anybody_can_change_is_none() -> None:
@@ -300,8 +318,10 @@ def test_mistakes_are_said(what: str, sentence: str) -> None:
 
 
 def test_what_an_index_can_not_do_is_said(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SourceError, match="is verified by --verify checksum"):
-        source(index, verify="minisign:key")
+    with pytest.raises(SourceError, match="an index says the checksum of a file itself"):
+        source(index, verify="checksum:SHA256SUMS")
+    with pytest.raises(SourceError, match="is no way to verify"):
+        source(index, verify="signers:file")
     monkeypatch.setenv(WATCH_AUTHORIZATION, "Bearer x")
     with pytest.raises(SourceError, match="takes a token alone in"):
         source(index)
