@@ -113,9 +113,7 @@ class BucketSource(Source):
             self._fsspec: Any = import_module("fsspec")
             if self.word not in {*self._fsspec.available_protocols(), *self._fsspec.registry}:
                 raise SourceError(f"there is no source {self.word!r}, nor does fsspec know it")
-            opened: tuple[Any, str] = self._tried(
-                url, lambda: self._fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
-            )
+            opened: tuple[Any, str] = self._tried(url, lambda: self._fsspec.url_to_fs(url, skip_instance_cache=True))
         except ImportError as error:
             extra = "s3" if self.word in ("s3", "s3a") else "fsspec"
             more = "" if extra == "s3" or error.name == "fsspec" else f" ({error})"
