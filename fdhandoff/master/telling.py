@@ -13,7 +13,7 @@ from ..notation import dumps
 from ..system import environment
 from .helper import Helper
 from .readiness import run_command
-from .tasks import Future, pause
+from .tasks import first, pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .master import Master
     from .run import Run
+    from .tasks import Task
 
     #: What is to be said, and how that ended: why it failed, or empty.
     Word = tuple[str, Callable[[], Coroutine[Any, None, str]]]
@@ -105,12 +106,12 @@ class Teller:
         """Waits until all is said, or given up because it takes too long."""
         until = time.monotonic() + LAST_SECONDS
         for queue in self._queues.values():
-            while (left := until - time.monotonic()) > 0 and queue.task is not None:
-                await pause(self._master.loop, left, queue.task)
+            if queue.task is not None:
+                await pause(self._master.loop, max(0.0, until - time.monotonic()), queue.task)
         for queue in self._queues.values():
             queue.give_up()
             if queue.task is not None:
-                await queue.over  # its child is gone then
+                await first(queue.task)  # its child is gone then
 
 
 class _Queue:
@@ -119,37 +120,31 @@ class _Queue:
     def __init__(self, master: Master) -> None:
         self._master = master
         self._words: list[Word] = []
-        self.task: Any = None
-        self.over: Future[None] = Future()
+        self.task: Task[None] | None = None  # the last one
 
     def put(self, word: Word) -> None:
         if len(self._words) >= WAITING_MAX:
             self._master.say(f"{self._words.pop(0)[0]} is dropped: {WAITING_MAX} more wait behind it")
         self._words.append(word)
-        if self.task is None:
-            self.over = Future()
+        if self.task is None or self.task.done:
             self.task = self._master.spawn(self._work())
 
     async def _work(self) -> None:
-        try:
-            while self._words:
-                what, how = self._words.pop(0)
-                failure = await how()
-                if failure:
-                    self._master.say(f"{what} failed: {failure}")
-        finally:
-            self.task = None
-            self.over.set(None)
+        while self._words:
+            what, how = self._words.pop(0)
+            failure = await how()
+            if failure:
+                self._master.say(f"{what} failed: {failure}")
 
     def give_up(self) -> None:
-        left = len(self._words) + (self.task is not None)
-        if left:
-            self._words.clear()
-            self._master.say(
-                f"{left} of the commands and webhooks that were to tell of upgrades are given up: time is over"
-            )
-        if self.task is not None:
-            self.task.cancel()
+        if self.task is None or self.task.done:
+            return
+        left = 1 + len(self._words)
+        self._words.clear()
+        self._master.say(
+            f"{left} of the commands and webhooks that were to tell of upgrades are given up: time is over"
+        )
+        self.task.cancel()
 
 
 def origin_of(url: str) -> str:
