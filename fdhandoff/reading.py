@@ -7,13 +7,13 @@ moves, without the handler's having to know.
 from __future__ import annotations
 
 import io
+import socket
 import struct
 from typing import TYPE_CHECKING
 
 from .listener import Connection
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from typing import Any
 
@@ -57,8 +57,8 @@ class WaitingSocket:
         return getattr(self._sock, name)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        if self.unread and not flags:
-            return self.take(size)
+        if self.unread:
+            return bytes(self.unread[:size]) if flags & socket.MSG_PEEK else self.take(size)
         self._wait()
         return self._sock.recv(size, flags)
 

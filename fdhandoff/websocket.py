@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 from .listener import Connection
@@ -238,10 +239,13 @@ class Talk:
             return None
         if not outgoing.accepted or outgoing.compressed or incoming.closing or incoming.messages != self.delivered:
             return None
-        state = self.session.save()
-        if state is None:
+        try:
+            state = self.session.save()
+            data = Packed(head, bytes(incoming.rest), state).encode() if state is not None else None
+        except Exception:  # the application's fault: the others move all the same, and this one is told to come again
+            sys.excepthook(*sys.exc_info())
+            self.session.save = None
             return None
-        data = Packed(head, bytes(incoming.rest), state).encode()
         if data is not None:
             outgoing.hold()
             self._verdict = asyncio.get_running_loop().create_future()

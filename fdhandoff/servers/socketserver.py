@@ -260,18 +260,18 @@ def _keeping(base: Any, service: Service) -> Any:
 
     class Keeping(base):  # type: ignore[misc]
         def __init__(self, request: socket.socket, address: Any, server: Any) -> None:
-            self._request = request
+            self.__request = request
             came: tuple[bytes, bytes | None] = server.handoff.came_with(request) or (b"", None)
-            unread, self._came = came
-            self._line = WaitingSocket(request, unread, self._wait)
-            super().__init__(self._line, address, server)
+            unread, self.__came = came
+            self.__line = WaitingSocket(request, unread, self.__wait)
+            super().__init__(self.__line, address, server)
 
         def handle(self) -> None:
             try:
-                if self._came is None:
+                if self.__came is None:
                     super().handle()
                 else:
-                    self.resume(self._came)
+                    self.resume(self.__came)
             except Moved:
                 pass
 
@@ -280,27 +280,27 @@ def _keeping(base: Any, service: Service) -> Any:
                 super().finish()
 
         def _accepted(self) -> socket.socket:
-            return self._request
+            return self.__request
 
-        def _wait(self) -> None:
+        def __wait(self) -> None:
             """Before each read of the client's bytes."""
-            self._line.check()
-            if self._request.gettimeout() == 0:
+            self.__line.check()
+            if self.__request.gettimeout() == 0:
                 return
-            if not _speaks(self._request, service, self.server.handoff.departure, self._leave):
-                self._line.check()
+            if not _speaks(self.__request, service, self.server.handoff.departure, self.__leave):
+                self.__line.check()
                 raise TimeoutError("timed out")
 
-        def _leave(self) -> bool:
+        def __leave(self) -> bool:
             state = self.state()
-            data = pack(bytes(self._line.unread), state) if state is not None else None
+            data = pack(bytes(self.__line.unread), state) if state is not None else None
             if data is None:
                 return False
             wfile = getattr(self, "wfile", None)
             if wfile is not None:
                 wfile.flush()
-            self._line.moved = self.server.handoff.give(self._request, data)
-            return self._line.moved
+            self.__line.moved = self.server.handoff.give(self.__request, data)
+            return self.__line.moved
 
     Keeping.__name__ = Keeping.__qualname__ = base.__name__
     return Keeping

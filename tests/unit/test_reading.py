@@ -65,6 +65,7 @@ def test_reads_of_so_many_bytes_wait_for_all_of_them(pair: tuple[socket.socket, 
         reader.read(5)
     assert line.unread == b"6789"
     assert line.recv(2) == b"67", "also for who mixes them"
+    assert line.recv(9, socket.MSG_PEEK) == b"89"
     assert reader.readline(1) == b"8"
     buffer = bytearray(4)
     assert line.recv_into(buffer) == 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given, strategies as st
 
 from fdhandoff.listener import Connection
-from fdhandoff.websocket import Incoming, Outgoing, Packed
+from fdhandoff.websocket import Incoming, Outgoing, Packed, Talk
 
 
 def frame(opcode: int, data: bytes, *, last: bool = True) -> bytes:
@@ -109,6 +111,28 @@ def test_the_answer_that_the_client_has_had_is_swallowed_and_what_follows_is_not
     outgoing.write(b"another")
     assert wire.written == b"frameanother"
     assert owner.told == ["resume"]
+
+
+@pytest.mark.parametrize("kept", ["text, and not bytes", None])
+def test_one_whose_application_can_not_say_its_state_is_told_to_come_again_like_any_that_can_not_move(
+    kept: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: said.append(kind))
+
+    def save() -> object:
+        if kept is None:
+            raise KeyError("nick")
+        return kept
+
+    talk = Talk(None, lambda _: None)
+    talk.over(Wire()).write(ACCEPTED)
+    talk.session.keep(save)  # type: ignore[arg-type]
+    talk.waits = True
+    assert talk.may_move
+    assert talk.packed(b"GET") is None
+    assert not talk.may_move
+    assert said == [KeyError if kept is None else TypeError]
 
 
 @pytest.mark.parametrize(
