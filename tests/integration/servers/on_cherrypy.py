@@ -1,12 +1,12 @@
-"""A CherryPy application by its adapter; answers name the generation: ``/slow/SECONDS``, ``/big``, anything else at once."""
+"""A CherryPy application by its adapter; answers name the generation: ``/slow/…``, ``/big``, anything else at once."""
 
 from __future__ import annotations
 
 import sys
-import time
 
 import cherrypy
 from cheroot.server import HTTPServer
+from slow import wait
 
 from fdhandoff.servers import cherrypy as adapter
 
@@ -16,7 +16,7 @@ class Root:
     def default(self, *path: str) -> bytes:
         size = len(cherrypy.request.rfile.read(int(cherrypy.request.headers.get("Content-Length", "0"))))
         if path[:1] == ("slow",):
-            time.sleep(float(path[1]))
+            wait(path[1])
         generation = cherrypy.request.wsgi_environ["fdhandoff"].generation.number
         return f"app {generation} {size}".encode() + b" " * (500_000 if path == ("big",) else 0)
 
