@@ -78,6 +78,8 @@ class PypiSource(Source):
                 f"what {self._index} says can be changed on its way, the checksums too: name it by https, or waive "
                 "verification by --insecure-skip-verify"
             )
+        if self._password and not is_private(self._index):
+            raise SourceError(f"a password for {self._index} could be read on its way: name it by https")
         token = base64.b64encode(f"{self._user}:{self._password}".encode()).decode()
         self._client = Client(f"Basic {token}" if self._password else "")
         self._stranger = Client()
@@ -105,7 +107,7 @@ class PypiSource(Source):
         page = self._page(self._name, etag)
         if page is None:
             return Found(state["identity"], state["tag"], dict(state))
-        files, etag = page
+        files, etag = [file for file in page[0] if not file["yanked"]], page[1]
         newest = self._newest(files)
         there = [file for file in files if file["version"] == newest]
         wheel = self._best(there)
@@ -138,19 +140,19 @@ class PypiSource(Source):
         return files, answer.headers.get("ETag", "")
 
     def _facts(self, name: str, told: Any) -> dict[str, Any] | None:
-        """What we need of a file; nothing where it is not of the package, or was yanked, or is for another Python."""
+        """What we need of a file; nothing where it is not of the package, or is for another Python."""
         utils, wheel = self._libraries.utils, told.filename.endswith(".whl")
         try:
             parsed = (utils.parse_wheel_filename if wheel else utils.parse_sdist_filename)(told.filename)
         except ValueError:
             return None
-        if parsed[0] != name or told.is_yanked or not self._libraries.suits(told.requires_python):
+        if parsed[0] != name or "/" in told.filename or not self._libraries.suits(told.requires_python):
             return None
         algorithm = next((one for one in _ALGORITHMS if told.digests.get(one)), "")
         digest = told.digests[algorithm].lower() if algorithm else ""
         return {
             "name": told.filename, "version": str(parsed[1]), "url": told.url, "wheel": wheel,
-            "hash": f"{algorithm}:{digest}" if digest else "",
+            "hash": f"{algorithm}:{digest}" if digest else "", "yanked": told.is_yanked,
         }  # fmt: skip
 
     def _newest(self, files: Iterable[dict[str, Any]]) -> str:
@@ -264,11 +266,13 @@ class PypiSource(Source):
         """Scripts name the interpreter by its whole path, so an environment is made where it stays."""
         wheels = release / _MAKING
         output = self._run(["-m", "venv", "--without-pip", str(release)], wheels, {})
-        if output is None:
-            words = ["--python", str(release / "bin" / "python"), "install", "--no-index", "--find-links", str(wheels)]
-            output = self._pip([*words, f"{self._full_name}=={found.state['version']}"], wheels, {})
         if output is not None:
-            raise Broken(f"{self._name} {found.state['version']} can't be installed: {self._reason(output)}")
+            raise SourceError(f"an environment can't be made: {self._reason(output)}")
+        words = ["--python", str(release / "bin" / "python"), "install", "--no-index", "--find-links", str(wheels)]
+        output = self._pip([*words, f"{self._full_name}=={found.state['version']}"], wheels, {})
+        if output is not None:
+            text = f"{self._name} {found.state['version']} can't be installed: {self._reason(output)}"
+            raise (SourceError if "due to an OSError" in output else Broken)(text)
         shutil.rmtree(wheels)
 
     def _pip(self, words: Sequence[str], folder: Path, environ: Mapping[str, str]) -> str | None:
@@ -307,8 +311,9 @@ class PypiSource(Source):
             raise SourceError(f"what installs it was killed by signal {-done.returncode}")
         if "No module named" in done.stdout:  # ours: a wheel runs nothing
             raise SourceError(self._reason(done.stdout))
-        if "No space left on device" in done.stdout:
-            raise SourceError("No space left on device")
+        full = next((text for text in ("No space left on device", "Disk quota exceeded") if text in done.stdout), "")
+        if full:
+            raise SourceError(full)
         if "File too large" in done.stdout:
             raise Refused("a file of it has more bytes than --fetch-max allows")
         return done.stdout

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 JSON = "application/vnd.pypi.simple.v1+json"
 
 
-def wheel(name: str, version: str, files: Mapping[str, str], needs: Sequence[str] = (), script: str = "") -> bytes:
-    """``script``: the function that the program of the package's name calls."""
+def wheel(
+    name: str, version: str, files: Mapping[str, str], needs: Sequence[str] = (), script: str = "", form: str = "1.0"
+) -> bytes:
+    """``script``: the function that the program of the package's name calls; ``form``: of the wheel."""
     facts = f"{name}-{version}.dist-info"
     metadata = [
         "Metadata-Version: 2.1",
@@ -32,7 +34,7 @@ def wheel(name: str, version: str, files: Mapping[str, str], needs: Sequence[str
     inside = {
         **files,
         f"{facts}/METADATA": "\n".join([*metadata, ""]),
-        f"{facts}/WHEEL": "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{facts}/WHEEL": f"Wheel-Version: {form}\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     if script:
         inside[f"{facts}/entry_points.txt"] = f"[console_scripts]\n{name} = {script}\n"

@@ -68,6 +68,7 @@ def test_the_newest_version_that_fits_is_taken(index: Index, speaks_json: bool) 
     index.wheel("web", "1.11", {"yanked": "a mistake"})
     index.wheel("web", "1.12", {"requires-python": ">=4"})
     index.add("web-1.13.zip.sig", b"not a release")
+    index.add("web-1.14-1/../x-py3-none-any.whl", b"out of the directory")
     assert newest(index) == "1.10"
     assert newest(index, "web<1.10") == "1.9"
     assert newest(index, "Web>=2.0rc0") == "2.0rc1"
@@ -102,10 +103,10 @@ def test_a_version_without_a_wheel_that_fits_is_broken_until_there_is_one(index:
 
 def test_it_is_installed_with_what_it_needs(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_TARGET", str(tmp_path / "elsewhere"))
-    index.wheel("greeting", "1.0")
+    index.wheel("greeting", "1.0", {"yanked": "a mistake"})
     index.wheel("greeting", "2.0")
     index.wheel("extra", "1.0")
-    index.wheel("web", "1.0", needs=["greeting<2", "extra; extra == 'more'"])
+    index.wheel("web", "1.0", needs=["greeting==1.0", "extra; extra == 'more'"])
     one = source(index, "web[more]")
     found = one.look({})
     place = one.fetch(found, tmp_path)
@@ -150,10 +151,13 @@ def test_who_signed_the_package_can_be_asked_for_too(index: Index, tmp_path: Pat
         fetched(index, tmp_path / "without", verify=how)
 
 
-def test_a_checksum_that_anybody_can_change_is_none() -> None:
+def test_a_checksum_that_anybody_can_change_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceError, match="can be changed on its way, the checksums too"):
         make("pypi:web?index=http://index.example/simple", Settings(size_max=1, verify="checksum"))
     make("pypi:web?index=http://index.example/simple", Settings(size_max=1, unverified=True))
+    monkeypatch.setenv(WATCH_AUTHORIZATION, SECRET)
+    with pytest.raises(SourceError, match=r"a password for http://index\.example/simple could be read on its way"):
+        make("pypi:web?index=http://index.example/simple", Settings(size_max=1, unverified=True))
 
 
 @pytest.mark.parametrize(
@@ -214,6 +218,15 @@ def test_a_wheel_that_is_none_is_broken(index: Index, tmp_path: Path) -> None:
     index.add("web-1.0-py3-none-any.whl", b"PK")
     with pytest.raises(Broken, match=r"web-1.0-py3-none-any.whl is no wheel: File is not a zip file"):
         fetched(index, tmp_path / "into")
+
+
+def test_a_wheel_that_can_not_be_installed_is_broken(index: Index, tmp_path: Path) -> None:
+    index.wheel("web", "1.0", form="9.0")
+    one = source(index)
+    found = one.look({})
+    place = one.fetch(found, tmp_path)
+    with pytest.raises(Broken, match=r"web 1\.0 can't be installed: .*Wheel-Version"):
+        one.settle(found, place)
 
 
 def test_more_than_is_allowed_is_not_kept(index: Index, tmp_path: Path) -> None:
