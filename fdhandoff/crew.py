@@ -60,12 +60,6 @@ class Member(PreforkWorker):
         loop.add_reader(self._line, self._heard)
         loop.add_reader(self._service.fileno(), self._ended_above)
 
-    @property
-    def goes_back(self) -> bool:  # type: ignore[override]
-        """Nobody tells us why we shall end. Where an older generation is there to take connections, it is worth a while."""
-        directory = self.crossing.directory
-        return self._service.path is not None and bool(directory) and has_others(directory, self.generation.number)
-
     def _heard(self) -> None:
         """The first process has died: whoever comes after it has listeners of its own, or ours."""
         import asyncio
@@ -77,6 +71,11 @@ class Member(PreforkWorker):
         import asyncio
 
         asyncio.get_running_loop().remove_reader(self._service.fileno())
+        # Nobody tells us why we shall end. Where another generation lives, it may be that it serves again.
+        directory = self.crossing.directory
+        self.goes_back = (
+            self._service.path is not None and bool(directory) and has_others(directory, self.generation.number)
+        )
         self.stop()
 
     def _verb_drain(self, _: dict[str, Any], reply: Reply) -> None:

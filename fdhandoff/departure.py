@@ -54,8 +54,10 @@ class Departure:
         if self._service.has_heir:
             return True
         self._began = self._began or time.monotonic()
-        comes = self._service.verdict == "handed over" or self._service.goes_back
-        return comes and time.monotonic() - self._began < HEIR_SECONDS
+        waited = time.monotonic() - self._began
+        if self._service.goes_back:
+            return waited < PATIENCE_SECONDS
+        return self._service.verdict == "handed over" and waited < HEIR_SECONDS
 
     def hindered(self, error: OSError) -> None:
         """There is no descriptor for offering one: the next try is later, when others have gone."""

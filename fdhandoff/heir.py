@@ -8,6 +8,7 @@ receptions are in one below, which is that user's.
 from __future__ import annotations
 
 import os
+import socket
 
 from .errors import PathError
 from .system.paths import check_directory
@@ -104,12 +105,25 @@ def doors_of(directory: str, generation: int) -> list[str]:
 
 
 def has_others(directory: str, generation: int) -> bool:
-    """Whether processes of another generation have receptions there."""
+    """Whether living processes of another generation have receptions there."""
     try:
-        names = os.listdir(_doors(directory))
+        names = os.listdir(place := _doors(directory))
     except OSError:
         return False
-    return any(name.endswith(".sock") and not name.startswith(f"{generation}-") for name in names)
+    others = [name for name in names if name.endswith(".sock") and not name.startswith(f"{generation}-")]
+    return any(_is_alive(os.path.join(place, name)) for name in others)
+
+
+def _is_alive(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            return True  # it has more to do than it can
+        except OSError:
+            return False
+        return True
 
 
 def remove_directory(directory: str) -> None:

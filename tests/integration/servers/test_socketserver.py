@@ -78,11 +78,14 @@ def test_a_stop_waits_for_what_is_under_way_until_the_deadline_or_a_second_stop(
         assert kept.ask() == 1
         active.send(until(over))
         wait_for(lambda: status(tmp_path / "h.sock")["generations"][0]["active"] == 2, "both to be inside")
+        if case == "the deadline is missed":
+            kept.close()
+            wait_for(lambda: status(tmp_path / "h.sock")["generations"][0]["active"] == 1, "one to be inside")
         only.signal(signal.SIGTERM)
         began = time.monotonic()
         if case != "the deadline is missed":
             wait_for(lambda: kept.ask() == 1 and kept.ended, "the end to be announced")
-        kept.close()
+            kept.close()
         if case == "the deadline is met":
             over.touch()
             assert active.receive() == 1
