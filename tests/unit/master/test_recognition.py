@@ -146,7 +146,7 @@ def test_signals_and_conventions_are_those_that_the_server_knows() -> None:
     assert known("uvicorn a:b")["signal"] == ""
 
 
-def test_gunicorn_with_the_workers_of_uvicorn_closes_as_uvicorn_does() -> None:
+def test_gunicorn_with_the_workers_of_uvicorn_or_its_own_for_asgi_closes_as_uvicorn_does() -> None:
     assert ANNOUNCED in known("gunicorn -k gthread a:b")["says"][0]
     said = known("gunicorn -k asgi a:b")["says"][0]
     assert "is lost; python -m fdhandoff.servers.gunicorn instead loses none" in said
