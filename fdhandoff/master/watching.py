@@ -43,7 +43,14 @@ _BACKOFF_LAST = 600.0
 _MOVE_SECONDS = 5.0  # how often what waits for its hour, or for another upgrade's end, is tried again
 _WAIT_LAST = 86400.0
 _RELEASE = {"identity": str, "tag": str, "place": str, "fate": str, "reason": str, "at": (int, float), "turn?": int}
-_SHAPE: dict[str, Any] = {"schema": int, "source": str, "seen": str, "shown": str, "releases": [_RELEASE]}
+_SHAPE: dict[str, Any] = {
+    "schema": int,
+    "source": str,
+    "seen": str,
+    "shown": str,
+    "releases": [_RELEASE],
+    "stumbled?": str,
+}
 _FOUND = {
     "identity": str, "tag": str, "place": str, "state": {}, "quiet": [[(str, list)]], "fetched?": bool, "error?": str
 }  # fmt: skip
@@ -84,6 +91,7 @@ class Watcher:
         self.releases: list[Release] = []  # the oldest first
         self._seen = ""  # of what the source showed, the identity that was decided upon
         self._shown = ""  # the one that it showed at the last look
+        self._stumbled = ""  # the identity of one that served well, and did not start the last time
         self._state: dict[str, Any] = {}  # the source's own
         self._quiet: list[Any] = []
         self.problem = ""  # what went wrong at the last look
@@ -128,6 +136,7 @@ class Watcher:
         self.releases = [
             Release(**{name: entry[name] for name in Release.__slots__ if name in entry}) for entry in state["releases"]
         ]
+        self._stumbled = state.get("stumbled", "")
         if state["source"] == self.source:
             self._seen, self._shown = state["seen"], state["shown"]
         for release in self.releases:
@@ -143,6 +152,7 @@ class Watcher:
             "source": self.source,
             "seen": self._seen,
             "shown": self._shown,
+            "stumbled": self._stumbled,
             "releases": [release.facts() for release in self.releases],
         }
         try:
@@ -272,10 +282,15 @@ class Watcher:
         ``HandoffError`` where there is none."""
         master = self._master
         release = self._last_good()
-        if release is None or master.options.watch_required:
+        stumbled = release is not None and release.identity == self._stumbled
+        if release is None or master.options.watch_required or stumbled:
             why = await self._look()
             if why and (release is None or master.options.watch_required):
                 raise HandoffError(f"there is no release to start: {why}", serving=NOBODY)
+        newer = self._pending() if stumbled else None
+        if release is not None and newer is not None:
+            master.say(f"release {release.tag} did not start the last time: release {newer.tag} is started instead")
+            release = newer
         if release is None:
             release = next((one for one in reversed(self.releases) if one.identity == self._shown), None)
             if release is None or release.fate in _BLOCKED:
@@ -286,9 +301,13 @@ class Watcher:
     def did_not_start(self, run: Run, why: str) -> None:
         """The first generation. A release that has served before may have failed for another reason."""
         release = self._of(run)
-        if release is not None and release.fate == FETCHED:
+        if release is None:
+            return
+        if release.fate == FETCHED:
             self._becomes(release, FAILED, why)
-            self._write()
+        else:
+            self._stumbled = release.identity
+        self._write()
 
     def serve(self, run: Run) -> None:
         """It serves, and from now on the source is looked at."""
@@ -305,6 +324,7 @@ class Watcher:
             self._becomes(release, LIVE)
         if self._shown == release.identity:
             self._seen = self._shown
+        self._stumbled = ""
         self._write()
         self._point_at(release)
 

@@ -395,6 +395,23 @@ def test_a_first_release_that_fails_is_not_started_again(tmp_path: Path) -> None
             assert text in service.running.text()
 
 
+def test_a_release_that_served_and_does_not_start_any_more_makes_way_for_a_newer_one(tmp_path: Path) -> None:
+    file = File(tmp_path)
+    broken = tmp_path / "broken"
+    replace(file.path, f"import os, sys\nif os.path.exists({str(broken)!r}): sys.exit(4)\n{script('one')}")
+    with Watched(tmp_path, file.source) as service:
+        assert service.stop() == 0
+    broken.touch()
+    for _ in range(2):
+        with Watched(tmp_path, file.source, wait=False) as service:
+            assert service.running.ends() == 4
+    file.publish("two")
+    with Watched(tmp_path, file.source) as service:
+        assert service.answers() == "two"
+        assert service.said("did not start the last time") == 1
+        assert service.fates() == ["serving", "served"]
+
+
 @pytest.mark.parametrize("required", [False, True])
 def test_a_source_that_is_gone_at_the_start(tmp_path: Path, file: File, required: bool) -> None:
     with Watched(tmp_path, file.source) as service:
