@@ -120,6 +120,7 @@ class _Queue:
     def __init__(self, master: Master) -> None:
         self._master = master
         self._words: list[Word] = []
+        self._what = ""  # is under way
         self.task: Task[None] | None = None  # the last one
 
     def put(self, word: Word) -> None:
@@ -131,19 +132,17 @@ class _Queue:
 
     async def _work(self) -> None:
         while self._words:
-            what, how = self._words.pop(0)
+            self._what, how = self._words.pop(0)
             failure = await how()
             if failure:
-                self._master.say(f"{what} failed: {failure}")
+                self._master.say(f"{self._what} failed: {failure}")
 
     def give_up(self) -> None:
         if self.task is None or self.task.done:
             return
-        left = 1 + len(self._words)
+        behind = f", with {len(self._words)} more behind it" if self._words else ""
         self._words.clear()
-        self._master.say(
-            f"{left} of the commands and webhooks that were to tell of upgrades are given up: time is over"
-        )
+        self._master.say(f"{self._what} is given up{behind}: time is over")
         self.task.cancel()
 
 
