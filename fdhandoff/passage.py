@@ -10,6 +10,7 @@ from __future__ import annotations
 import _socket
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import threading
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 # Connections that are under way together. Nobody answers them meanwhile, so they are few.
 BATCH = 32
+# When more than these arrive together, collections of garbage wait until none has come for a moment, or for the last at most.
+_MANY = 8
+_MOMENT = 0.2
+_LAST = 5.0
 
 # Read by the C type's own descriptors: ``socket.socket`` makes an enumeration of each.
 _family = _socket.socket.family.__get__
@@ -84,6 +89,8 @@ class Passage:
         self._moving: asyncio.Task[None] | None = None
         self._givers: ThreadPoolExecutor | None = None
         self._arrivals: set[asyncio.Task[None]] = set()
+        self._collect: asyncio.TimerHandle | None = None
+        self._put_off_since = 0.0
         self._thread = threading.get_ident()
         # Asyncio's own loops make a transport at once. To be told by a task of each connection that it was made costs as much
         # as all else.
@@ -166,7 +173,9 @@ class Passage:
 
     def _welcome(self, connections: Iterable[Connection]) -> None:
         """They are ours."""
-        for connection in connections:
+        for number, connection in enumerate(connections):
+            if number == _MANY:
+                self._put_off_collecting()
             sock: socket.socket = connection.target
             sock.setblocking(False)
             # One that comes while this process drains already is served all the same, and moves on.
@@ -179,6 +188,23 @@ class Passage:
             task = self._loop.create_task(self._arrive(sock, connection.state))
             self._arrivals.add(task)
             task.add_done_callback(self._arrivals.discard)
+
+    def _put_off_collecting(self) -> None:
+        """A full collection walks through all that there is, and what is there grows so fast now that one follows the other;
+        meanwhile nobody is answered."""
+        now = self._loop.time()
+        if self._collect is None:
+            if not gc.isenabled():
+                return  # the application's decision
+            gc.disable()
+            self._put_off_since = now
+        else:
+            self._collect.cancel()
+        self._collect = self._loop.call_at(min(now + _MOMENT, self._put_off_since + _LAST), self._collect_again)
+
+    def _collect_again(self) -> None:
+        self._collect = None
+        gc.enable()
 
     def _arrive_at_once(self, sock: socket.socket, state: bytes) -> None:
         """As ``attach``, which waits until the protocol knows of it; that is in the next turn of the loop."""
