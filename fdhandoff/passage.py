@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .connection import CountedSocket
-from .departure import GIVERS, Departure, Pauses
+from .departure import Departure, Pauses
 from .errors import GateClosed
 from .listener import Connection
 
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from .service import Service
 
 
-# Connections that are under way together. Nobody answers them meanwhile, so they are few.
+# Connections in a message, and messages under way together. Nobody answers them meanwhile, so they are few.
 BATCH = 32
+UNDER_WAY = 2
 # When more than these arrive together, collections of garbage wait until none has come for a moment, or for the last at most.
 _MANY = 8
 _MOMENT = 0.2
@@ -286,13 +287,13 @@ class Passage:
         if (
             self._givers is None
         ):  # not the application's own: its threads may all be busy while connections are under way
-            self._givers = ThreadPoolExecutor(GIVERS, "fdhandoff-departure")
+            self._givers = ThreadPoolExecutor(UNDER_WAY, "fdhandoff-departure")
         under_way: set[asyncio.Task[bool]] = set()
         staying: list[Any] = []
         willing = True
         try:
             while under_way or (willing and self._ready_to_move):
-                givers = GIVERS if self._at_once == BATCH else 1
+                givers = UNDER_WAY if self._at_once == BATCH else 1
                 while willing and self._ready_to_move and len(under_way) < givers:
                     going = self._going()
                     willing = bool(going) or not self._ready_to_move
