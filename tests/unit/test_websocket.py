@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fdhandoff.listener import Connection
 from fdhandoff.websocket import Incoming, Outgoing, Packed, Talk
