@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from sanic import Request, Sanic, Websocket
 from sanic.response import raw
-from slow import wait_async
 
 from fdhandoff.servers import sanic
+
+sys.path.insert(0, str(Path(__file__).parent))
+from slow import wait_async
 
 app = Sanic("app", configure_logging=False)
 app.config.update(GRACEFUL_SHUTDOWN_TIMEOUT=20, KEEP_ALIVE_TIMEOUT=60)
