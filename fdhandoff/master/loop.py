@@ -14,6 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+#: epoll counts milliseconds, and refuses those of a month.
+_DAY = 86400.0
+
 
 class Timer:
     """Something to happen at a moment (monotonic seconds); ``cancel`` it as often as you like."""
@@ -110,4 +113,4 @@ class Loop:
             self._timers.pop(0)
         if self._calls:
             return 0.0
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        return min(_DAY, max(0.0, self._timers[0][0] - time.monotonic())) if self._timers else None

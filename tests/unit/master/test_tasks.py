@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +30,14 @@ def run(loop: Loop, coroutine: Coroutine[Any, None, Any]) -> Any:
     task.when_done(loop.stop)
     loop.run()
     return task.result()
+
+
+def test_a_timer_may_be_a_month_away(loop: Loop) -> None:
+    loop.after(31 * 86400.0, lambda: None)
+    somebody = threading.Timer(0.01, partial(loop.call, loop.stop))
+    somebody.start()
+    loop.run()
+    somebody.join()
 
 
 def test_the_first_value_of_a_future_counts() -> None:
