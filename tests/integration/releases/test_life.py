@@ -439,6 +439,8 @@ def test_a_source_that_is_gone_at_the_start(tmp_path: Path, file: File, required
         (("--watch", "file:/x", "--", "{release}"), "say --name"),
         (("--watch", "file:/x", "--window", "noon", "--", "/x"), "'noon' is no window"),
         (("--watch", "file:/x", "--release", "one", "--", "/x"), "leave out --release"),
+        (("--watch", "file:/x", "--every", "0", "--", "/x"), "--every: it would be over before it begins"),
+        (("--watch", "file:/x", "--jitter", "-5", "--", "/x"), "--jitter: '-5' is not a duration"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_bound(words: tuple[str, ...], sentence: str) -> None:
