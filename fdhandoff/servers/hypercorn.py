@@ -346,7 +346,8 @@ class _Connection(TCPServer):
 
         async def handle(event: Any) -> None:
             await inner(event)
-            self.look()
+            if self._host.draining or type(self.http) is not H11Protocol:
+                self.look()
 
         self.protocol.handle = handle  # type: ignore[method-assign]
         await super()._read_data()
@@ -354,8 +355,8 @@ class _Connection(TCPServer):
 
     async def protocol_send(self, event: Any) -> None:
         await super().protocol_send(event)
-        self._streams.passage.later(self._streams)
         if self._host.draining:
+            self._streams.passage.later(self._streams)
             self.look()
 
     def look(self) -> None:
