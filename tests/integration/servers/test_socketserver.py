@@ -155,6 +155,8 @@ def test_a_handler_that_gives_its_state_keeps_its_sessions_also_in_the_middle_of
             assert carl.ask("56789") == f"{number} carl #{number}: 0123456789"
             assert anna.ask("hello\n") == f"{number} anna #{2 * number - 1}: hello"
             old = new
+        for talker in (anna, ben, carl):
+            talker.close()  # the last one would wait for them
 
 
 def test_a_release_whose_handler_resumes_nothing_closes_what_comes_and_says_so(tmp_path: Path) -> None:
