@@ -15,9 +15,27 @@ import pytest
 
 from ..cli import DEADLINE, wait_for
 from . import Load, Service, quick, request
-from .test_servers import ASGI, WSGI, module
+from .test_servers import module
 
 PIDFD_GETFD = 438  # on every architecture
+
+ASGI = """
+import os
+BODY = f"app {os.environ['FDHANDOFF_GENERATION']} {os.getpid()}".encode()
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(BODY))]})
+    await send({"type": "http.response.body", "body": BODY})
+"""
+
+WSGI = """
+import os
+def app(environ, start_response):
+    body = f"app {os.environ['FDHANDOFF_GENERATION']} {os.getpid()}".encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
 
 #: One answer to a connection, and the path of its socket removed when it ends: from Python 3.13 on asyncio does that itself.
 ASYNCIO = """
