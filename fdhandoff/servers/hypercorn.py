@@ -24,6 +24,7 @@ try:
     from hypercorn.asyncio.run import _run
     from hypercorn.asyncio.tcp_server import TCPServer
     from hypercorn.asyncio.worker_context import WorkerContext
+    from hypercorn.protocol import ProtocolWrapper
     from hypercorn.protocol.h2 import H2Protocol
     from hypercorn.protocol.h11 import H11Protocol
     from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
@@ -321,6 +322,17 @@ class _Streams(asyncio.StreamReaderProtocol):
         return b"" if conn.our_state is h11.IDLE and conn.their_state is h11.IDLE else None
 
 
+class _Wrapper(ProtocolWrapper):
+    """hypercorn's, which says when a connection goes over to HTTP/2."""
+
+    changed: Callable[[Any], None]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "protocol":
+            self.changed(value)
+
+
 class _Connection(TCPServer):
     """hypercorn's, which says when it rests, and tells its client that it ends."""
 
@@ -329,6 +341,7 @@ class _Connection(TCPServer):
         super().__init__(host.app, host.loop, host.patient, host.context, host.state, reader, writer)
         self._host = host
         self._streams = streams
+        self._attended: Any = None
         self._closed_websockets: set[int] = set()
         self._going_away = False  # HTTP/2: said
         self._heard = False  # and heard: whatever was sent before that has arrived
@@ -342,29 +355,41 @@ class _Connection(TCPServer):
     async def _read_data(self) -> None:
         if isinstance(self.http, H11Protocol):
             self.http.config = self._streams.announcing
-        inner = self.protocol.handle
-
-        async def handle(event: Any) -> None:
-            await inner(event)
-            if self._host.draining or type(self.http) is not H11Protocol:
-                self.look()
-
-        self.protocol.handle = handle  # type: ignore[method-assign]
+        self.protocol.__class__ = _Wrapper
+        self.protocol.changed = self._attend  # type: ignore[attr-defined]
+        self._attend(self.http)
         await super()._read_data()
         await self.idle_task.stop()  # its client has gone: it need not wait for the keep-alive time
 
-    async def protocol_send(self, event: Any) -> None:
-        await super().protocol_send(event)
-        if self._host.draining:
-            self._streams.passage.later(self._streams)
+    def _attend(self, http: Any) -> None:
+        """Has ``look`` called after whatever comes and goes, where there may be something to say: of HTTP/1 not before the
+        drain."""
+        if http is self._attended or not (isinstance(http, H2Protocol) or self._host.draining):
+            return
+        self._attended = http
+        handle, send = http.handle, http.send
+
+        async def handled(event: Any) -> None:
+            await handle(event)
             self.look()
+
+        async def sent(event: Any) -> None:
+            await send(event)
+            if self._host.draining:
+                self._streams.passage.later(self._streams)
+                self.look()
+
+        http.handle, http.send = handled, sent
 
     def look(self) -> None:
         """What the client must be told, as soon as it can be."""
         http = self.http
+        if http is None:
+            return
+        self._attend(http)
         if isinstance(http, H2Protocol):
             self._look_at_h2(http)
-        if not self._host.draining or http is None:
+        if not self._host.draining:
             return
         for stream in list(http.streams.values()) if isinstance(http, H2Protocol) else [http.stream]:
             if isinstance(stream, WSStream) and stream.state is ASGIWebsocketState.CONNECTED:
