@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+# select() knows descriptors below this alone; with few of them it costs less than poll(), which waitress gives each anew.
+_SELECT_MAX = 1024
 _LISTENING = ("listen", "host", "port", "unix_socket", "unix_socket_perms", "ipv4", "ipv6", "sockets")
 
 
@@ -83,11 +85,13 @@ class _Serving:
         self._map: dict[int, Any] = {}
         sockets = [GatedListener(listener, service.gate) for listener in listeners]
         self._whole = create_server(app, map=self._map, sockets=sockets, **options)
+        self._task = type("Task", (WSGITask,), {})  # also of those that are under way when the drain begins
         self._servers = [one for one in self._map.values() if isinstance(one, BaseWSGIServer)]
         for server in self._servers:
-            server.channel_class = self._channel_class()
+            server.channel_class = type("Channel", (HTTPChannel,), {"task_class": self._task})
             server.readable = partial(self._accepts, server.readable)
         self._timeout = self._servers[0].adj.asyncore_loop_timeout
+        self._polls = self._servers[0].adj.asyncore_use_poll
         service.receive_connections(self._take)
 
     def run(self) -> None:
@@ -104,10 +108,13 @@ class _Serving:
         watcher = threading.Thread(target=watch, name="fdhandoff-waitress", daemon=True)
         watcher.start()
         pauses, retry = Pauses(), 0.0
+        while not service.draining:
+            self._turn(self._timeout)
+        self._announce()
         while not reports:
             now = time.monotonic()
             self._turn(max(0.0, min(self._timeout, retry - now)) if retry > now else self._timeout)
-            if not service.draining or time.monotonic() < retry:
+            if time.monotonic() < retry:
                 continue
             if not self._departure.hopeful:
                 retry = math.inf  # who rests is told with the next answer
@@ -123,7 +130,8 @@ class _Serving:
             one.close()
 
     def _turn(self, timeout: float) -> None:
-        self._servers[0].asyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
+        polls = self._polls or max(self._map, default=0) >= _SELECT_MAX
+        self._servers[0].asyncore.loop(timeout=timeout, use_poll=polls, map=self._map, count=1)
 
     def _turn_soon(self) -> None:
         self._servers[0].pull_trigger()
@@ -161,23 +169,16 @@ class _Serving:
                 channel.handle_close()  # without a shutdown, which its new owner would feel
         return not staying
 
-    def _channel_class(self) -> type:
-        ends = self._ends
+    def _announce(self) -> None:
+        """From here on a connection ends with its next answer, unless it may move after that."""
+        departure = self._departure
 
-        class Task(WSGITask):  # type: ignore[misc]
-            def build_response_header(self) -> Any:
-                if ends():
-                    self.request.headers["CONNECTION"] = "close"
-                return super().build_response_header()
+        def build_response_header(task: Any) -> Any:
+            if not departure.hopeful:
+                task.request.headers["CONNECTION"] = "close"
+            return WSGITask.build_response_header(task)
 
-        class Channel(HTTPChannel):  # type: ignore[misc]
-            task_class = Task
-
-        return Channel
-
-    def _ends(self) -> bool:
-        """Whether a connection ends with the answer that is given now."""
-        return self._service.draining and not self._departure.hopeful
+        self._task.build_response_header = build_response_header  # type: ignore[attr-defined]
 
 
 def _rests(channel: Any) -> bool:
