@@ -32,10 +32,9 @@ LAST_PAUSE = 1.0
 
 
 class Departure:
-    """For the connections of ``service``, which may be offered by any thread. ``moved`` counts."""
+    """For the connections of ``service``, which may be offered by any thread."""
 
     def __init__(self, service: Service | PreforkWorker) -> None:
-        self.moved = 0
         self._service = service
         self._began = 0.0
         self._failing_since = 0.0
@@ -125,7 +124,7 @@ class Departure:
                 self._given_up = True
                 self._service.say(f"{error}; connections finish here")
         finally:
-            with self._lock:  # first: whoever hears that its connections are gone may be the last to ask how many went
+            with self._lock:
                 self._note(len(everything) - len(staying), len(staying))
             stays = {id(one) for one in staying}
             for offer in offers:
@@ -133,7 +132,6 @@ class Departure:
                 offer.done.set()
 
     def _note(self, moved: int, staying: int) -> None:
-        self.moved += moved
         now = time.monotonic()
         if moved or not staying:
             self._failing_since = 0.0

@@ -501,6 +501,7 @@ class Crossing:
         self.take: Callable[[Iterable[Connection]], object] | None = None
         self.seat: Callable[[Guest], Callable[[], object]] | None = None
         self.by_others = False  # whether processes of ours take connections, if this one does not
+        self.moved = 0  # how many connections were given from here
         self.leaves = False  # whether who takes no connections can be asked to drain, too
         self._appoints = appoints
         self._reception: Reception | None = None
@@ -544,7 +545,10 @@ class Crossing:
         with self._lock:
             if self._givers is None:
                 self._givers = Givers(self.directory, generation, allow_uids=allow_uids)
-        return self._givers.give(connections)
+        staying = self._givers.give(connections)
+        with self._lock:
+            self.moved += len(connections) - len(staying)
+        return staying
 
     def close(self, *, final: bool) -> None:
         """Takes nothing more, and gives nothing. ``final``: no generation comes after us."""

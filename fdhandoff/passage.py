@@ -55,7 +55,7 @@ class Passage:
     say so. ``watch(protocol)`` is called with whoever is open when this process begins to leave, and with whoever comes later:
     it has ``settled`` or ``later`` said of it from then on, which needs nothing before.
 
-    Make it before ``Service.ready()``, in the running loop. ``moved`` and ``arrived`` count.
+    Make it before ``Service.ready()``, in the running loop. ``arrived`` counts.
     """
 
     def __init__(
@@ -101,10 +101,6 @@ class Passage:
             self._make_transport = None
         if ssl is None:  # what TLS knows of a connection lives in this process alone
             service.receive_connections(self._welcome, seat=self._seat)
-
-    @property
-    def moved(self) -> int:
-        return self._departure.moved
 
     # --- coming -----------------------------------------------------------------------------------------------
 

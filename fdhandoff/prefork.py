@@ -183,7 +183,7 @@ class PreforkWorker:
             await asyncio.sleep(_LOOK_SECONDS)
         counters = self._counters
         finished = counters.finished - self._finished_before
-        report = DrainReport(finished, counters.active, time.monotonic() - self._began)
+        report = DrainReport(finished, counters.active, time.monotonic() - self._began, self.crossing.moved)
         if report.forced:
             self.say(f"drained in {report.seconds:.1f}s: {report.forced} connections cut at the deadline")
         return report

@@ -82,17 +82,22 @@ REOPEN_SECONDS = 0.05
 
 
 class DrainReport:
-    """How a drain ended: ``finished`` left by themselves since it began, ``forced`` were still inside, after ``seconds``."""
+    """How a drain ended: ``finished`` left by themselves since it began, ``moved`` of them for the generation that serves;
+    ``forced`` were still inside, after ``seconds``."""
 
-    __slots__ = ("finished", "forced", "seconds")
+    __slots__ = ("finished", "forced", "moved", "seconds")
 
-    def __init__(self, finished: int, forced: int, seconds: float) -> None:
+    def __init__(self, finished: int, forced: int, seconds: float, moved: int = 0) -> None:
         self.finished = finished
         self.forced = forced
         self.seconds = seconds
+        self.moved = moved
+
+    def __str__(self) -> str:
+        return f"{self.moved} connections moved on, {self.finished - self.moved} ended here"
 
     def __repr__(self) -> str:
-        return f"DrainReport(finished={self.finished}, forced={self.forced}, seconds={self.seconds:.3f})"
+        return f"DrainReport(finished={self.finished}, forced={self.forced}, seconds={self.seconds:.3f}, moved={self.moved})"
 
 
 class Service:
@@ -583,14 +588,15 @@ class Service:
                 left = None if limit is None else max(0.0, (deadline - time.monotonic_ns()) / 1e9)
                 self.upgrader.handoff.report(self.gate.active, time.monotonic() - began, left)
         counters = self.gate.counters
-        report = DrainReport(counters.finished - self._finished_before, self.gate.active, time.monotonic() - began)
+        finished, seconds = counters.finished - self._finished_before, time.monotonic() - began
+        report = DrainReport(finished, self.gate.active, seconds, self.crossing.moved)
         if self.upgrader.handoff is not None:
             self.upgrader.handoff.drained(report.finished, report.forced)
         self.say(
             f"drained in {format_duration(report.seconds)}: {report.finished} finished"
             + (f", {report.forced} cut at the deadline" if report.forced else "")
         )
-        self.event("drain.ended", finished=report.finished, forced=report.forced, seconds=report.seconds)
+        self.event("drain.ended", finished=report.finished, moved=report.moved, forced=report.forced, seconds=seconds)
         self.hooks.after("drain")
         return report
 

@@ -116,7 +116,7 @@ async def _serve(
             end([one for one in websockets if not (isinstance(one, WebSocketResponse) and one.may_move)])
             report = await service.drain_async()
             await accepting
-        words = f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here"
+        words = str(report)
         if ending:
             words += f", of which {len(ending)} were websockets that could not move"
         service.say(words)

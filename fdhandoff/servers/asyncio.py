@@ -213,7 +213,7 @@ class Server:
                 for transport in list(passage.transports):
                     transport.abort()
             await self._finish(report.seconds)
-            self.service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
+            self.service.say(str(report))
 
     async def _finish(self, spent: float) -> None:
         """A handler may go on when its connection is closed: it has the rest of the time."""

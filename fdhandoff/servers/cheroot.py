@@ -109,8 +109,7 @@ class Server(_Server):  # type: ignore[misc]
         service = self.service
         service.wait()
         report = service.drain()
-        moved = self.departure.moved
-        service.say(f"{moved} connections moved on, {report.finished - moved} ended here")
+        service.say(str(report))
         if report.forced:
             self.requests.stop = lambda _: None  # it would wait for them without end
         self.stop()

@@ -217,8 +217,7 @@ class _Host:
                     if streams.transport is not None:
                         streams.transport.abort()
             await self._finish(0.0 if report.forced else self.service.grace, report.seconds)
-            moved = sum(passage.moved for passage, _ in self.passages)
-            self.service.say(f"{moved} connections moved on, {report.finished - moved} ended here")
+            self.service.say(str(report))
         finally:
             await self.context.terminated.set()
             await lifespan.wait_for_shutdown()

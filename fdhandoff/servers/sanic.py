@@ -95,7 +95,7 @@ async def _serve(service: Service, app: Any, listener: socket.socket, ssl: Any, 
                 connection.websocket.fail_connection(code=_RESTART)
         report = await service.drain_async()
         await accepting
-        service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
+        service.say(str(report))
         for connection in list(connections):
             connection.abort()
     finally:

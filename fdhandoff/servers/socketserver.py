@@ -84,8 +84,7 @@ def serve(
             threading.Thread(target=_let_leave, args=(handed, service), name="fdhandoff-leave", daemon=True).start()
         service.serve(requests.begin, listeners)
         report = service.drain()
-        moved = requests.departure.moved
-        service.say(f"{moved} connections moved on, {report.finished - moved} ended here")
+        service.say(str(report))
 
 
 def _text(address: Address) -> str:

@@ -71,7 +71,7 @@ async def serve(
                 handler.close(_RESTART, "service restart")
             report = await service.drain_async()
             await accepting
-        service.say(f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here")
+        service.say(str(report))
         await server.close_all_connections()
 
 

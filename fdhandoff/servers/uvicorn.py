@@ -155,7 +155,7 @@ class Server(uvicorn.Server):
                     connection.transport.abort()
             for task in list(self.server_state.tasks):
                 task.cancel()
-        words = f"{passage.moved} connections moved on, {report.finished - passage.moved} ended here"
+        words = str(report)
         if self.websockets_ended:
             words += f", of which {self.websockets_ended} were websockets that could not move"
         self.service.say(words)

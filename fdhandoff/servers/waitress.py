@@ -123,8 +123,7 @@ class _Serving:
             else:
                 retry = time.monotonic() + pauses.next()
         watcher.join()
-        moved = self._departure.moved
-        service.say(f"{moved} connections moved on, {reports[0].finished - moved} ended here")
+        service.say(str(reports[0]))
         self._whole.task_dispatcher.shutdown(timeout=0)
         for one in list(self._map.values()):
             one.close()
