@@ -47,19 +47,12 @@ def command(name: str, port: int, path: Path, files: list[str]) -> list[str]:
 
 
 def unmodified(name: str, folder: Path, *files: str) -> Service:
-    """A ``Service`` with a server as it is; granian's is the program of its page, unless it has TLS."""
+    """A ``Service`` with a server as it is."""
     pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
     if name == "hypercorn":
         program = [sys.executable, "-m", "hypercorn", "--log-level", "error", "--bind", "fd://3", "asgi:app"]
-    elif files:
-        program = [sys.executable, str(UNMODIFIED / "with_granian.py"), *files]
     else:
-        page = HERE.parents[2] / "docs" / "how-to" / "servers" / "granian.md"
-        if not page.exists():
-            pytest.skip("the documentation is not part of this copy")
-        text = page.read_text(encoding="utf-8").split("```python\n")[1].partition("```")[0]
-        (folder / "program.py").write_text(text, encoding="utf-8")
-        program = [sys.executable, str(folder / "program.py")]
+        program = [sys.executable, str(UNMODIFIED / "with_granian.py"), *files]
     ready = "accept" if files else "http:/"
     options = quick("--ready", ready, "--grace", "60", "--env", f"PYTHONPATH={UNMODIFIED}")
     return Service(folder, *options, command=program)

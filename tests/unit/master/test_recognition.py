@@ -166,11 +166,12 @@ def test_the_adapter_is_named_where_there_is_one() -> None:
 
 
 def test_what_has_no_command_line_to_stand_for_it_is_told_as_it_is() -> None:
-    """CherryPy's daemon reads no program of the user's in which a word could be changed, and granian has no adapter."""
+    """CherryPy's daemon reads no program of the user's in which a word could be changed; granian's adapter loses as much as
+    granian does."""
     said = known("cherryd -i x")["says"][0]
     assert said.endswith("; a program with fdhandoff.servers.cherrypy.quickstart instead loses none")
     said = known("granian a:b")["says"][0]
-    assert said.endswith("binds an address itself; the program in docs/how-to/servers/granian.md takes it")
+    assert said.endswith("binds an address itself; python -m fdhandoff.servers.granian takes it")
 
 
 def test_an_operator_says_which_server_it_is_or_that_it_is_none() -> None:

@@ -1,0 +1,111 @@
+"""granian's adapter, by its command line: a listener that goes on, workers that have loaded before they are relied on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..cli import PACKAGE, Running, environment, free_port, stopping, wait_for
+from . import Client, KeepAlive
+from .slow import until
+
+pytest.importorskip("granian", reason="needs granian: pip install 'fdhandoff[test]'")
+
+HERE = Path(__file__).parent
+
+
+class Granian(Running):
+    def __init__(self, folder: Path, *words: str, app: str = "app:app", **env: str) -> None:
+        command = [sys.executable, "-m", f"{PACKAGE}.servers.granian", "--interface", "asgi", "--workers", "2", *words]
+        command += ["--handoff-path", str(folder / "h.sock"), "--handoff-probation", "200ms", app]
+        paths = os.pathsep.join([str(HERE), str(HERE.parents[2])])
+        self._start(command, env=environment(PYTHONPATH=paths, **env))
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+def test_each_generation_takes_over_and_what_is_being_answered_is_finished(unix: bool, tmp_path: Path) -> None:
+    port = free_port()
+    address: tuple[str, int] | str = str(tmp_path / "s") if unix else ("127.0.0.1", port)
+    words = ("--uds", str(address)) if unix else ("--port", str(port))
+    told = tmp_path / "told"
+    servers = [Granian(tmp_path, *words)]
+    with stopping(servers[0]):
+        servers[0].says("generation 1 serves")
+        with KeepAlive(address, count=3, once=True) as crowd, contextlib.ExitStack() as stack:
+            slow = stack.enter_context(contextlib.closing(Client(address)))
+            slow.send(until(told))
+            servers.append(Granian(tmp_path, *words))
+            with stopping(servers[1]):
+                servers[1].says("generation 2 serves")
+                wait_for(lambda: crowd.answers[2] >= 10, "generation 2")
+                servers[0].says("Shutting down granian")
+                told.touch()
+                assert slow.receive() == 1, "what was being answered is finished"
+                assert servers[0].ends() == 0, servers[0].text()
+                servers[1].signal(signal.SIGHUP)
+                wait_for(lambda: crowd.answers[3] >= 10, "generation 3")
+                crowd.end()
+                # A worker that ends drops what it has accepted and not read: of each client one connection at each end.
+                assert sum(crowd.failures.values()) <= 3 * 2, crowd.failures
+                assert servers[1].process.wait(20) == 0, servers[1].text()
+                assert _asked(address) == 3
+                _stop(tmp_path)  # it has the output of the one that started it
+        assert set(crowd.answers) == {1, 2, 3}
+
+
+def _asked(address: tuple[str, int] | str) -> int:
+    with contextlib.closing(Client(address)) as client:
+        return client.ask()
+
+
+def _stop(folder: Path) -> None:
+    """The one that was started by another."""
+    from fdhandoff.client import ask
+
+    pid = ask(str(folder / "h.sock"), "status")["pid"]
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), "its end")
+
+
+def _is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_release_whose_application_does_not_load_never_takes_over(tmp_path: Path) -> None:
+    port = free_port()
+    good = Granian(tmp_path, "--port", str(port))
+    with stopping(good):
+        good.says("generation 1 serves")
+        bad = Granian(tmp_path, "--port", str(port), app="nonsense:app")
+        with stopping(bad):
+            assert bad.ends() == 1, bad.text()
+        assert "generation 2 serves" not in bad.text()
+        assert _asked(("127.0.0.1", port)) == 1
+
+
+def test_one_whose_start_up_fails_gives_the_service_back(tmp_path: Path) -> None:
+    port = free_port()
+    good = Granian(tmp_path, "--port", str(port), "--handoff-probation", "20s")
+    with stopping(good):
+        good.says("generation 1 serves")
+        bad = Granian(tmp_path, "--port", str(port), BOOT="fail")
+        with stopping(bad):
+            assert bad.ends() == 1, bad.text()
+        good.says("took the service back")
+        assert _asked(("127.0.0.1", port)) == 1
+
+
+def test_the_reloader_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    refused = Granian(tmp_path, "--reload")
+    with stopping(refused):
+        assert refused.ends() == 2, refused.text()
+    assert "the reloader is for development" in refused.text()
+    assert "Traceback" not in refused.text()
+    with socket.socket() as sock:
+        assert sock.connect_ex(("127.0.0.1", 8000)), "nothing was bound"
