@@ -43,7 +43,7 @@ build: .venv/built ## the compiled module, into fdhandoff/
 	@touch $@
 
 test: build c-test ## all tests: unit, property, fault, integration, C
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m $(if $(TESTS),pytest $(TESTS),tests)
 
 demo: build ## a server under load, handed over again and again; prints what its clients saw
 	$(BIN)/python examples/demo.py
