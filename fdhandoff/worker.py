@@ -22,11 +22,15 @@ class Worker:
         self._jobs: deque[Callable[[], None]] = deque()
         self._mail = Wake()
         self._ending = False
+        self._ended_itself = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def post(self, job: Callable[[], None]) -> None:
         self._jobs.append(job)
+        self._wake()
+
+    def _wake(self) -> None:
         try:
             self._mail.set()
         except OSError:
@@ -37,10 +41,14 @@ class Worker:
 
     def end(self) -> None:
         """Returns once the jobs that were posted are done (at once, when a job calls it)."""
-        self._ending = True
-        self._mail.set()
-        if not self.is_me():
-            self._thread.join()
+        if self.is_me():
+            self._ending = self._ended_itself = True
+            return
+        if not self._ended_itself:
+            self._ending = True
+            self._wake()
+        self._thread.join()
+        self._mail.close()
 
     def forget_in_child(self) -> None:
         """After fork, in the child, which has no such thread."""
@@ -51,7 +59,8 @@ class Worker:
             wait((self._mail.fileno(),), (), FOREVER)
             self._mail.clear()
             self._work()
-        self._mail.close()
+        if self._ended_itself:  # else who waits for us does it: its word may still be on its way
+            self._mail.close()
 
     def _work(self) -> None:
         while self._jobs:

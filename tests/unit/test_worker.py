@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from typing import Any
 
 import pytest
 
@@ -38,6 +40,27 @@ def test_a_job_may_end_the_worker() -> None:
     assert ended.wait(10)
     worker._thread.join(10)
     assert not worker._thread.is_alive()
+
+
+def test_the_descriptor_stays_until_who_ends_it_has_done_with_it() -> None:
+    """The thread may have been woken by something else, and be through before the word that it is to end was written."""
+
+    class Late:
+        def set(self) -> None:
+            fd = mail._write
+            mail.set()
+            worker._thread.join(10)
+            assert not worker._thread.is_alive()
+            os.write(fd, (1).to_bytes(8, "little"))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(mail, name)
+
+    worker = Worker("test")
+    mail, worker._mail = worker._mail, Late()  # type: ignore[assignment]
+    worker._wake = worker._mail.set  # type: ignore[method-assign]
+    worker.end()
+    assert mail.fileno() == -1
 
 
 def test_what_is_posted_too_late_is_not_an_error() -> None:
