@@ -192,9 +192,15 @@ class Supervisor:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait(DEADLINE)
-        for pid in self.others() + self.family():
+        # Again and again: the supervisor may have been about to start something when we looked.
+        wait_for(lambda: not self._killed(self.others()) and not self._killed(self.family()), "the end of all")
+
+    @staticmethod
+    def _killed(pids: list[int]) -> list[int]:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        return pids
 
     def others(self) -> list[int]:
         """Processes of the supervisor's own."""
