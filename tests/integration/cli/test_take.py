@@ -170,7 +170,8 @@ def test_a_command_that_a_signal_kills_is_told_so(path: Path, given: Held, start
 
 def test_stop_before_ready_leaves_the_old_one(path: Path, held: Held, start: Start) -> None:
     running = start("take", str(path), "--grace", "200ms", *server("one"), env={"BOOT": "600"})
-    wait_for(lambda: status(path)["state"] == "handing over")
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    wait_for(lambda: status(path)["state"] == "handing over" and children.read_text(), "the command's start")
     running.signal(signal.SIGTERM)
     assert running.ends() in (143, 137), "it died of TERM before it had a handler, or of KILL after the grace"
     running.says("stopped by signal 15 before the service was ours")
