@@ -11,7 +11,7 @@ import time
 def by_another_thread(number: int) -> None:
     """As the kernel may choose to: the main thread, which waits by then, is not woken by it."""
     main = threading.get_ident()
-    asleep = ("wait", "poll", "select")
+    asleep = ("wait", "poll", "select", "_comes")
     started: list[bool] = []
 
     def send() -> None:
