@@ -1,45 +1,69 @@
-"""``python -m tests [PYTEST-OPTION…]``: all tests. Those of the supervisors, which mostly wait, run beside the others; what
-they say comes when the others are through. Ends with 0 if all passed.
+"""``python -m tests [--again] [PYTEST-OPTION…]``: all tests. Those of the supervisors, which mostly wait, run beside the
+others; what they say comes when the others are through. Ends with 0 if all passed.
+
+``--again``: only what failed the last time, and what was not run to its end then.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 SUPERVISORS = "tests/integration/supervisors"
+CACHE = Path(".pytest_cache")
+RECORD = CACHE / "ended.json"
+FAILED = 1  # pytest's own: tests ran to the end, and some failed
+
+#: What is run, with a cache for each, in which pytest notes what failed.
+HALVES = {
+    "others": ["tests", f"--ignore={SUPERVISORS}"],
+    "supervisors": [SUPERVISORS, "-o", f"cache_dir={CACHE / 'supervisors'}"],
+}
 
 
-def pytest(*words: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", *words, *sys.argv[1:]]
-
-
-def main() -> int:
-    # What failed is noted apart: for --last-failed, which both are given then.
-    cache = Path(".pytest_cache", "supervisors")
+def main(words: list[str]) -> int:
+    again = "--again" in words
+    options = [word for word in words if word != "--again"]
+    ended: dict[str, int] = json.loads(RECORD.read_text()) if again and RECORD.exists() else {}
+    commands = {
+        half: [
+            sys.executable,
+            "-m",
+            "pytest",
+            *arguments,
+            *(["--last-failed"] if ended.get(half) == FAILED else []),
+            *options,
+        ]
+        for half, arguments in HALVES.items()
+        if ended.get(half) != 0
+    }
+    RECORD.unlink(missing_ok=True)
     with tempfile.TemporaryFile() as out:
-        beside = subprocess.Popen(
-            pytest(SUPERVISORS, "-o", f"cache_dir={cache}"),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+        beside = None
         try:
-            mine = subprocess.run(pytest("tests", f"--ignore={SUPERVISORS}"), check=False).returncode
-            print(f"=== {SUPERVISORS}, beside", flush=True)
-            theirs = beside.wait()
-        except BaseException:
-            beside.terminate()
-            beside.wait()
-            raise
+            if "supervisors" in commands:
+                beside = subprocess.Popen(
+                    commands["supervisors"], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+                )
+            if "others" in commands:
+                ended["others"] = subprocess.run(commands["others"], check=False).returncode
+            if beside is not None:
+                print(f"=== {SUPERVISORS}, beside", flush=True)
+                ended["supervisors"] = beside.wait()
+        finally:
+            if beside is not None and beside.poll() is None:
+                beside.terminate()
+                beside.wait()
         out.seek(0)
         sys.stdout.buffer.write(out.read())
         sys.stdout.flush()
-    fine = (0, 5) if "--last-failed" in sys.argv else (0,)  # 5: there was none, as all of that half had passed
-    return next((status for status in (mine, theirs) if status not in fine), 0)
+    CACHE.mkdir(exist_ok=True)
+    RECORD.write_text(json.dumps(ended))
+    return next((status for status in ended.values() if status), 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
