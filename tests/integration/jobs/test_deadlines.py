@@ -135,11 +135,11 @@ def guards(pid: int) -> list[str]:
 def test_a_guard_that_was_killed_is_replaced_by_the_next_subprocess(tmp_path: Path) -> None:
     shield = Shield()
     shield.keywords()
-    (first,) = guards(os.getpid())
+    (first,) = wait_for(lambda: guards(os.getpid()), "a guard")
     os.kill(int(first), signal.SIGKILL)
     wait_for(lambda: not lives(int(first)), "its end")
     process = subprocess.Popen(["sleep", "600"], **shield.keywords())
-    (second,) = guards(os.getpid())
+    (second,) = wait_for(lambda: guards(os.getpid()), "another guard")
     assert second != first
     shield.close()
     assert process.wait(DEADLINE) == -signal.SIGKILL
