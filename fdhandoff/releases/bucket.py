@@ -9,7 +9,6 @@ import re
 import resource
 import tempfile
 import time
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -17,10 +16,11 @@ from urllib.parse import urlsplit
 from . import Found, Settings, Source, SourceError
 from .artefact import artefact_tag, finish, verification_of
 from .file import STABLE_SECONDS
+from .limits import at_most
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -141,7 +141,8 @@ class BucketSource(Source):
         if isinstance(size, int) and size > size_max:
             raise self._too_much(path, size_max)
         try:
-            with _no_file_above(size_max):  # whatever the size was said to be
+            # So that no library writes more, whatever it was told of the size (Python ignores SIGXFSZ).
+            with at_most(size_max, resource.RLIMIT_FSIZE):
                 self._tried(self._name_of(path), lambda: self._fs.get_file(path, local, callback=self._progress()))
         except OSError as error:
             raise self._too_much(path, size_max) if error.errno == errno.EFBIG else error from None
@@ -202,18 +203,6 @@ def _in_words(error: Exception) -> str:
     kind = type(error).__name__
     reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error) or kind
     return _QUERY.sub(r"\1?…", reason)
-
-
-@contextmanager
-def _no_file_above(size_max: int) -> Iterator[None]:
-    """So that no library writes more, whatever it was told of the size (Python ignores SIGXFSZ)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = size_max if hard == resource.RLIM_INFINITY else min(size_max, hard)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 SOURCE = BucketSource

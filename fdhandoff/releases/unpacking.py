@@ -9,14 +9,13 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from . import Refused
+from .limits import at_most
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import IO, Any
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -45,7 +44,7 @@ def unpack(archive: Path, into: Path, size_max: int) -> None:
     set-id bits; owners are not. An archive that is one directory is that directory."""
     root = _Root(into, size_max)
     try:
-        with _little_memory():
+        with at_most(MEMORY_MAX, resource.RLIMIT_AS):
             if archive.name.endswith(".zip"):
                 _unpack_zip(archive, root)
             else:
@@ -196,14 +195,3 @@ class _Root:
 def _short(name: str) -> str:
     """For a sentence: a name can be a mebibyte."""
     return repr(name if len(name) <= _NAME_MAX else f"{name[:_NAME_MAX]}…")
-
-
-@contextmanager
-def _little_memory() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY_MAX if hard == resource.RLIM_INFINITY else min(MEMORY_MAX, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
