@@ -195,6 +195,7 @@ class _Host:
             lambda: _Streams(self, passage, announcing),
             everyone=lambda: [one for one in self.streams if one.passage is passage],
             movable=lambda one: one.state(),
+            watch=lambda one: one.look(),
             ssl=ssl,
         )
         announcing = _announcing(self.config, lambda: passage.announced)
@@ -246,8 +247,6 @@ class _Host:
         self.draining = True
         for passage, _ in self.passages:
             await passage.leave()
-        for streams in list(self.streams):
-            streams.look()
         return await self.service.drain_async()
 
     async def _finish(self, grace: float | None, spent: float) -> None:
