@@ -17,6 +17,7 @@ from .successor import BLOCKED, become
 from .system import environment
 from .system.kin import parent_of
 from .system.process import Process
+from .system.signalpipe import SignalPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,10 +38,16 @@ class Incarnation:
         self._interim = interim
         self._path = service.path
         self._stopped = False
+        self._heard = -1
 
     def block(self) -> None:
         """What arrives from here on waits for the program that comes."""
         signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+        self._heard = self._service.signals.hold()
+
+    def _unblock(self) -> None:
+        self._service.signals.heed()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
     def stop(self) -> None:
         """The whole service is to end, and nothing comes after the child."""
@@ -52,11 +59,15 @@ class Incarnation:
         the program can't be executed; the child serves on."""
         service = self._service
         if self._stopped:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)  # a second request hurries the child
+            self._unblock()  # a second request hurries the child
             self._child.wait(FOREVER)
             self._child.close()
             return
-        extra = {**service.for_successor, environment.INTERIM: str(self._child.pid)}
+        extra = {
+            **service.for_successor,
+            environment.INTERIM: str(self._child.pid),
+            **({environment.HEARD: str(self._heard)} if self._heard >= 0 else {}),
+        }
         service.say(f"{self._interim} serves; this process becomes generation {self._interim.number + 1}")
         try:
             become(
@@ -67,7 +78,7 @@ class Incarnation:
                 extra=extra,
             )
         except SystemCallError as error:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+            self._unblock()
             raise UpgradeError(
                 f"this process could not become the next generation: {error}; {self._interim} serves on under its own pid",
                 serving=NEW,
@@ -85,11 +96,14 @@ class Interim:
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> Interim | None:
         """The one that ``FDHANDOFF_INTERIM`` names, which is removed; ``None`` where there is none. Only a child of ours is
-        believed in."""
-        text = environ.pop(environment.INTERIM, "")
-        if not (text.isascii() and text.isdigit() and 0 < len(text) < 10) or parent_of(int(text)) != os.getpid():
+        believed in. With it come the signals that were for us and that the program before heard: they wait as those do that
+        came since."""
+        child, heard = (_number(environ.pop(name, "")) for name in (environment.INTERIM, environment.HEARD))
+        if child <= 0 or parent_of(child) != os.getpid():
             return None
-        return cls(Process.from_pid(int(text)))
+        if heard >= environment.FIRST_FD:
+            SignalPipe.raise_again(heard, among=BLOCKED)
+        return cls(Process.from_pid(child))
 
     def see_off(self) -> None:
         """It ends by itself from here on, and is reaped then."""
@@ -110,3 +124,8 @@ class Interim:
     def close(self) -> None:
         if self._thread.ident is None:
             self._process.close()
+
+
+def _number(text: str) -> int:
+    """-1 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1

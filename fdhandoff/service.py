@@ -199,13 +199,13 @@ class Service:
         health = health or os.environ.pop(environment.HEALTH, "")
         health_file = os.fspath(health_file) or os.environ.pop(environment.HEALTH_FILE, "")
         self.notifier = Notifier.from_environment(os.environ)
-        self._signals = Signals(signals, self._on_signal)
+        self.signals = Signals(signals, self._on_signal)
         self.upgrader = Upgrader(self)
         self.worker = Worker("fdhandoff-service")
         try:
             # A master above us answers for all of its generations, and says which of them serves.
             self.path = self._choose_path(path, named) if mastered is None else None
-            self._signals.install()
+            self.signals.install()
             self._acquire(number)
             self._open_health(health, health_file, mastered is not None)
             place = (
@@ -666,7 +666,7 @@ class Service:
             try:
                 self.incarnation.begin()
             finally:
-                self._signals.restore()
+                self.signals.restore()
 
     def _end_duties(self, unborn: bool) -> None:
         """Nobody is answered, heeded or handed anything from here on."""
@@ -674,7 +674,7 @@ class Service:
         self.hooks.end()
         self.worker.end()
         if self.incarnation is None:
-            self._signals.restore()
+            self.signals.restore()
         if self.takeover is not None:
             if unborn:
                 self.takeover.abort("the new side ended before it was ready")
@@ -943,7 +943,7 @@ class Service:
         self.ledger.forget_in_child()
         self._lock = threading.Lock()
         self._giving_back = threading.Lock()
-        self._signals.forget_in_child()
+        self.signals.forget_in_child()
         if self._health is not None:
             self._health.forget_in_child()
         self.worker.forget_in_child()

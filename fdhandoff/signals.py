@@ -56,14 +56,28 @@ class Signals:
     def install(self) -> None:
         if not self._actions or not _in_main_thread():
             return
-        import threading  # late: a master has no other thread
-
         self._pipe = SignalPipe()
         self._pipe.install()
-        self._thread = threading.Thread(target=self._listen, args=(self._pipe,), name="fdhandoff-signals", daemon=True)
-        self._thread.start()
+        self._start(self._pipe)
         for number in self._actions:
             self._before[number] = signal.signal(number, self._handle)
+
+    def hold(self) -> int:
+        """After the main thread has blocked them: what comes to any other one waits, for ``heed`` or for the program that this
+        process becomes. Returns what that must be given, as ``SignalPipe.raise_again`` has it; -1 for nothing."""
+        if self._pipe is None or self._thread is None or not _in_main_thread():
+            return -1
+        self._pipe.in_place()  # an event loop that had the place has ended
+        self._pipe.set()
+        self._thread.join()
+        self._thread = None
+        return self._pipe.bequeath()
+
+    def heed(self) -> None:
+        """After ``hold``."""
+        if self._pipe is not None and self._thread is None:
+            self._pipe.bequeath(False)
+            self._start(self._pipe)
 
     def restore(self) -> None:
         """Gives back what was there before, unless somebody changed it since. What came until then has been passed on."""
@@ -89,6 +103,12 @@ class Signals:
         for number in self._before:
             signal.signal(number, signal.SIG_DFL)
         self._before = {}
+
+    def _start(self, pipe: SignalPipe) -> None:
+        import threading  # late: a master has no other thread
+
+        self._thread = threading.Thread(target=self._listen, args=(pipe,), name="fdhandoff-signals", daemon=True)
+        self._thread.start()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._pipe is None or not self._pipe.in_place():

@@ -92,11 +92,15 @@ class Loop:
             # Something earlier in this round may have forgotten it.
             if key.fd in self._selector.get_map():
                 key.data()
-        while self._calls:
-            self._calls.popleft()()
+        self.catch_up()
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             self._timers.pop(0)[2].fire()
+
+    def catch_up(self) -> None:
+        """Does what ``call`` was told."""
+        while self._calls:
+            self._calls.popleft()()
 
     def stop(self) -> None:
         self._running = False

@@ -421,6 +421,9 @@ async def replace_master(master: Master, reply: Reply) -> None:
             raise UpgradeError(f"the new master failed its rehearsal ({failure}); this one goes on", serving=OLD)
         if master.teller is not None:
             await master.teller.finish()
+        # What arrives from here on waits for the new master's handlers; what came before is done.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        master.loop.catch_up()
         if master.rollout is not None or master.state != SERVING:
             raise UpgradeError("an upgrade, or the end of the service, began during the rehearsal", serving=OLD)
         # Afresh: processes, connections and descriptors have come and gone during the rehearsal.
@@ -435,6 +438,8 @@ async def replace_master(master: Master, reply: Reply) -> None:
         reply.fail("failed", str(error), serving=OLD)
         master.say(f"the master was not upgraded: {error}")
         master.announcer.reloaded()
+    finally:  # only where it failed
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 async def _rehearsed(master: Master, command: list[str], memory: int) -> str:
@@ -461,8 +466,6 @@ def _exec(master: Master, command: list[str], memory: int, kept: list[int]) -> N
     if master.watcher is not None:
         master.watcher.close()
     master.say("the new master takes over, in place")
-    # What arrives from here on waits for the new master's handlers.
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     for fd in (memory, *kept):
         os.set_inheritable(fd, True)
     try:
@@ -472,7 +475,6 @@ def _exec(master: Master, command: list[str], memory: int, kept: list[int]) -> N
     finally:  # only where it failed
         for fd in (memory, *kept):
             os.set_inheritable(fd, False)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def answer(state: dict[str, Any], body: dict[str, Any]) -> None:

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 
 class SignalPipe:
@@ -56,11 +61,35 @@ class SignalPipe:
         except BlockingIOError:
             return b""
 
+    def bequeath(self, yes: bool = True) -> int:
+        """What nobody takes here is for the program that this process becomes, which gives the number to ``raise_again``;
+        unless ``yes`` is false."""
+        os.set_inheritable(self._read, yes)
+        return self._read
+
     def close(self) -> None:
         if self._read >= 0:
             os.close(self._read)
             os.close(self._write)
         self._read = self._write = -1
+
+    @staticmethod
+    def raise_again(fd: int, among: Container[int]) -> None:
+        """In the program that this process has become: each signal ``among`` these that waits in ``fd`` comes to this thread,
+        and ``fd`` is closed. Nothing where that is no pipe."""
+        try:
+            if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                return
+            os.set_blocking(fd, False)
+            heard = os.read(fd, 65536)
+        except BlockingIOError:
+            heard = b""
+        except OSError:
+            return  # nobody left us this one
+        os.close(fd)
+        for number in heard:
+            if number in among:
+                signal.raise_signal(number)
 
     @staticmethod
     def _set(fd: int) -> int:

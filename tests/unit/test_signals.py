@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -12,11 +14,13 @@ import pytest
 
 from fdhandoff import signals
 from fdhandoff.signals import DEFAULT, HOOKS, STOP, UPGRADE, Signals, StopRequests
+from fdhandoff.system.signalpipe import SignalPipe
 from tests.support.forked import Forked
 from tests.support.signalled import by_another_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 def test_each_signal_is_passed_on_with_its_action() -> None:
@@ -106,6 +110,74 @@ def test_a_forked_child_tells_its_parent_nothing(installed: tuple[Signals, list[
     Forked(child).result()
     installed[0].restore()
     assert installed[1] == []
+
+
+def _by_a_thread_that_ends(number: int) -> None:
+    sender = threading.Thread(target=lambda: signal.pthread_kill(threading.get_ident(), number))
+    sender.start()
+    sender.join()
+
+
+def test_what_another_thread_gets_while_they_are_held_comes_when_they_are_heeded_again(
+    installed: tuple[Signals, list[str], threading.Event],
+) -> None:
+    signals, heard, something = installed
+    _by_a_thread_that_ends(signal.SIGUSR1)
+    assert signals.hold() > 2
+    assert heard == ["SIGUSR1"], "what came before has been passed on"
+    something.clear()
+    _by_a_thread_that_ends(signal.SIGUSR1)
+    assert not something.wait(0.1)
+    signals.heed()
+    assert something.wait(20)
+    signals.restore()
+    assert heard == ["SIGUSR1"] * 2
+
+
+def test_what_is_held_comes_to_the_program_that_this_process_becomes() -> None:
+    """A wakeup descriptor has a byte for each signal, also of a thread that the exec ends."""
+    program = (
+        "import os, signal, sys; from fdhandoff.system.signalpipe import SignalPipe; fd = int(sys.argv[1]);"
+        "SignalPipe.raise_again(fd, among=[signal.SIGUSR1]);"
+        "print(sorted(map(int, signal.sigpending())), fd in map(int, os.listdir('/proc/self/fd')))"
+    )
+
+    def become() -> str:
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.dup2(write, 1)
+            signals = Signals({"SIGUSR1": HOOKS}, lambda *_: None)
+            signals.install()
+            signal.signal(signal.SIGUSR2, lambda *_: None)
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
+            fd = signals.hold()
+            for number in (signal.SIGUSR1, signal.SIGUSR2):
+                unblocked = threading.Thread(
+                    target=lambda number=number: (
+                        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number]),
+                        signal.pthread_kill(threading.get_ident(), number),
+                    )
+                )
+                unblocked.start()
+                unblocked.join()
+            os.execv(sys.executable, [sys.executable, "-c", program, str(fd)])
+        os.close(write)
+        with os.fdopen(read) as said:
+            return said.read()
+
+    assert Forked(become).result() == f"[{signal.SIGUSR1:d}] False\n"
+
+
+def test_what_was_not_left_to_this_program_is_let_alone(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    SignalPipe.raise_again(fd, among=signal.valid_signals())
+    os.close(fd)
+    SignalPipe.raise_again(fd, among=signal.valid_signals())
+    read, write = os.pipe()
+    SignalPipe.raise_again(read, among=signal.valid_signals())  # empty, and somebody could still write to it
+    os.close(write)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(read)
 
 
 def test_what_was_there_before_comes_back_unless_it_was_changed_since() -> None:
