@@ -56,6 +56,11 @@ def start(bed: Bed, *, user: str = "", ready: str = "http:/healthz", quick: str 
     bed.systemctl("start", "web.socket")
 
 
+def started(bed: Bed) -> None:
+    """systemd makes one of a start under way and a reload: it starts."""
+    wait_for(lambda: bed.show("web", "ActiveState") == "active", "the end of the start")
+
+
 def listener(bed: Bed, *options: str) -> dict[str, Any]:
     facts = json.loads(bed.cli("status", "--json", "--path", PATH, *options).stdout)
     return dict(facts["listeners"][0])
@@ -67,6 +72,7 @@ def test_the_first_connection_starts_it_and_upgrades_under_load_lose_nothing(boo
     start(bed)
     assert bed.show("web", "ActiveState") == "inactive"
     with Load(bed, WEB) as load:
+        started(bed)
         pid = bed.main_pid("web")
         facts = listener(bed)
         assert (facts["name"], facts["origin"], facts["switch"]) == ("http", "inherited", "kernel")
@@ -87,6 +93,7 @@ def test_another_user_than_the_one_who_bound_shares_the_queue(bed: Bed) -> None:
         facts = listener(bed, "--allow-uid", "www-data")
         assert (facts["origin"], facts["switch"]) == ("inherited", "shared")
         assert "one queue for all generations" in bed.log("web")
+        started(bed)
         for number in (2, 3):
             bed.systemctl("reload", "web")
             load.heard(number)
@@ -98,6 +105,7 @@ def test_what_is_queued_over_a_restart_is_served(boot: Boot, version: int) -> No
     bed = boot(version)
     start(bed)
     with Load(bed, WEB) as load:
+        started(bed)
         bed.systemctl("reload", "web")
         load.heard(2)
     assert not load.failures
@@ -118,6 +126,7 @@ def test_connections_during_a_restart_under_load_lose_nothing(bed: Bed) -> None:
     start(bed)
     with Load(bed, WEB) as load:
         for number in (2, 2):
+            started(bed)
             bed.systemctl("reload", "web")
             load.heard(number)
             bed.systemctl("restart", "web")
@@ -129,7 +138,7 @@ def test_connections_during_a_restart_under_load_lose_nothing(bed: Bed) -> None:
 def test_everything_dies_and_what_waits_in_any_queue_is_served(bed: Bed) -> None:
     start(bed)
     assert bed.request(WEB)[1] == 1
-    wait_for(lambda: bed.show("web", "ActiveState") == "active", "the end of the start")
+    started(bed)
     bed.systemctl("reload", "web")
     (_, number, server) = bed.request(WEB)
     assert number == 2
@@ -139,6 +148,7 @@ def test_everything_dies_and_what_waits_in_any_queue_is_served(bed: Bed) -> None
     bed.systemctl("kill", "-s", "KILL", "web")
     assert {client.answer()[1] for client in clients} == {1}
     with Load(bed, WEB) as load:
+        started(bed)
         bed.systemctl("reload", "web")
         load.heard(2)
     assert not load.failures
