@@ -106,6 +106,11 @@ class Receiver:
         self._connections = [Connection("connection", sock, _STATE) for sock in clients.sockets]
 
     def turn(self) -> float:
+        """As the one in C: after one that does not count, the median of three."""
+        self._once()
+        return statistics.median(self._once() for _ in range(3))
+
+    def _once(self) -> float:
         before = time.perf_counter_ns()
         given = give(self._path, self._connections)
         if self._objects:

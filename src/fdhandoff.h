@@ -152,16 +152,18 @@ struct fdh_connection {
 };
 
 /* Writes the entries of an ITEMS message (docs/reference/protocol.md) for n connections with the descriptors fds: kind
- * connection, what `connections` says of each, SO_COOKIE from the kernel, no address. Names and states are in `text`.
- * 0 with *sizep bytes of buffer filled; FDH_OTHER when one of them has no cookie, or is no socket: then it must be
- * described with its address. -EINVAL for an offset outside of text, -ENOSPC when capacity is too small. */
+ * connection, what `connections` says of each, no address; of the first, the last and every sixteenth also SO_COOKIE from the
+ * kernel, by which the message is known to have come with its own descriptors. Names and states are in `text`.
+ * 0 with *sizep bytes of buffer filled; FDH_OTHER when one that is asked has no cookie, or is no socket: then all must be
+ * described with their addresses. -EINVAL for an offset outside of text, -ENOSPC when capacity is too small. */
 int fdh_connections_pack(const struct fdh_connection *connections, const int *fds, size_t n, const void *text,
                          size_t text_size, void *buffer, size_t capacity, size_t *sizep);
 
-/* Reads the payload of an ITEMS message that came with n descriptors, and verifies each: a connection, and by its cookie the
- * very socket that its entry means (what else the entry says of it is then true as far as its sender can be believed).
- * Offsets are into the payload; n of `connections` are filled, and *firstp is the message's first item. FDH_OTHER, with
- * nothing written, when any of it is otherwise: kind, cookie, number of entries, or a payload that makes no sense. */
+/* Reads the payload of an ITEMS message that came with n descriptors, and verifies it: connections all, and where a cookie is
+ * said, the very socket that the entry means; of the first, the last and one of sixteen in a row it must be said. (What else an
+ * entry says is true as far as its sender can be believed.) Offsets are into the payload; n of `connections` are filled, and
+ * *firstp is the message's first item. FDH_OTHER, with nothing written, when any of it is otherwise: kind, cookies, number of
+ * entries, or a payload that makes no sense. */
 int fdh_connections_unpack(const void *payload, size_t size, const int *fds, size_t n, uint64_t *firstp,
                            struct fdh_connection *connections);
 

@@ -35,10 +35,11 @@ def pack(connections: Sequence[Connection], states: Sequence[bytes]) -> tuple[by
     """The bytes of the entries of ``connections``, whose states are ``states``, and the descriptors in their order; ``None``
     where one of them needs more to be said."""
     sockets = [connection.target for connection in connections]
-    if not all([issubclass(kind, _socket.socket) for kind in set(map(type, sockets))]):
+    try:
+        fds = array("i", list(map(_fileno, sockets)))
+    except TypeError:  # not a socket
         return None
     count = len(sockets)
-    fds = array("i", map(_fileno, sockets))
     columns: dict[int, Iterable[int]] = {}
     usual = [0] * _WIDTH
     # What is the same of all, as a rule, is written once.
@@ -61,7 +62,11 @@ def pack(connections: Sequence[Connection], states: Sequence[bytes]) -> tuple[by
     body = b"".join(states)
     if body:
         sizes = list(map(len, states))
-        columns[_STATE_OFFSET], columns[_STATE_SIZE] = accumulate(sizes[:-1], initial=len(text)), sizes
+        if len(set(sizes)) == 1:
+            usual[_STATE_SIZE] = sizes[0]
+            columns[_STATE_OFFSET] = range(len(text), len(text) + len(body), sizes[0])
+        else:
+            columns[_STATE_OFFSET], columns[_STATE_SIZE] = accumulate(sizes[:-1], initial=len(text)), sizes
     shapes = array("i", usual) * count
     for place, column in columns.items():
         shapes[place::_WIDTH] = array("i", column)

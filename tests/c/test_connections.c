@@ -3,14 +3,15 @@
  * SPDX-License-Identifier: MIT */
 #include "loopback.h"
 
-#define SOME 5
+#define SOME 40
+#define NOT_PROVED 7 /* of every 16 the first is, and the last of all */
 
 static const char text[] = "http" "first state" "another";
 static const struct fdh_connection shape = {AF_INET, SOCK_STREAM, IPPROTO_TCP, 0, 4, 0, 0};
 
 static int clients[SOME], servers[SOME];
 static struct fdh_connection packed[SOME], found[SOME];
-static unsigned char buffer[4096];
+static unsigned char buffer[8192];
 static size_t size;
 static uint64_t first;
 
@@ -83,25 +84,65 @@ static void what_was_packed_is_unpacked(void)
     close_some();
 }
 
-static void another_socket_than_the_one_meant_is_noticed(void)
+static void descriptors_of_another_message_are_noticed(void)
 {
-    int swapped[SOME];
+    int others[SOME], lost;
 
     if (!has_cookies())
         SKIP("no SO_COOKIE here");
     open_some();
     CHECK_EQUAL(pack(), 0);
-    memcpy(swapped, servers, sizeof swapped);
-    swapped[2] = servers[3];
-    swapped[3] = servers[2];
     TAINT(first);
     TAINT(found);
-    CHECK_EQUAL(fdh_connections_unpack(buffer, size, swapped, SOME, &first, found), FDH_OTHER);
+    for (lost = 0; lost < SOME; lost++) { /* and what comes behind it moves up */
+        memcpy(others, servers, sizeof others);
+        memmove(others + lost, others + lost + 1, (SOME - 1 - (size_t)lost) * sizeof *others);
+        others[SOME - 1] = clients[0];
+        CHECK_EQUAL(fdh_connections_unpack(buffer, size, others, SOME, &first, found), FDH_OTHER);
+    }
+    memcpy(others, servers, sizeof others);
+    others[0] = 0;
+    CHECK_EQUAL(fdh_connections_unpack(buffer, size, others, SOME, &first, found), FDH_OTHER);
     CHECK_EQUAL(fdh_connections_unpack(buffer, size, servers, SOME - 1, &first, found), FDH_OTHER);
-    swapped[2] = 0;
-    CHECK_EQUAL(fdh_connections_unpack(buffer, size, swapped, SOME, &first, found), FDH_OTHER);
     CHECK_UNTOUCHED(first);
     CHECK_UNTOUCHED(found);
+    close_some();
+}
+
+/* Where the cookie of the entry with this number lies in buffer. */
+static unsigned char *cookie_of(int number)
+{
+    size_t at = 14;
+    int i;
+
+    for (i = 0; i < number; i++)
+        at += 6 + 10 + 14 + 26 + (packed[i].state_size ? 6 + packed[i].state_size : 0);
+    return buffer + at + 6 + 10 + 14 + 6 + 12;
+}
+
+static void a_message_with_too_few_cookies_is_not_believed(void)
+{
+    static const unsigned char none[8];
+    static const int proved[] = {0, 16, 32, SOME - 1};
+    unsigned char before[8];
+    size_t i;
+
+    if (!has_cookies())
+        SKIP("no SO_COOKIE here");
+    open_some();
+    CHECK_EQUAL(pack(), 0);
+    CHECK(!memcmp(cookie_of(NOT_PROVED), none, sizeof none));
+    for (i = 0; i < sizeof proved / sizeof *proved; i++) {
+        memcpy(before, cookie_of(proved[i]), sizeof before);
+        CHECK(memcmp(before, none, sizeof none));
+        memcpy(cookie_of(proved[i]), none, sizeof none);
+        TAINT(found);
+        CHECK_EQUAL(fdh_connections_unpack(buffer, size, servers, SOME, &first, found), FDH_OTHER);
+        CHECK_UNTOUCHED(found);
+        memcpy(cookie_of(proved[i]), before, sizeof before);
+    }
+    cookie_of(NOT_PROVED)[7] = 1; /* one that is said is looked at */
+    CHECK_EQUAL(fdh_connections_unpack(buffer, size, servers, SOME, &first, found), FDH_OTHER);
     close_some();
 }
 
@@ -131,7 +172,7 @@ static void no_nonsense_is_believed(void)
         rc = fdh_connections_unpack(part, size, servers, SOME, &first, found);
         free(part);
         buffer[i] ^= 0xff;
-        CHECK(rc == FDH_OTHER || rc == 0); /* a byte of `first` or of a state may be any */
+        CHECK(rc == FDH_OTHER || rc == 0); /* a byte of `first`, a state or a family may be any */
     }
     close_some();
 }
@@ -179,7 +220,8 @@ static void what_has_no_cookie_is_for_another_call(void)
 int main(void)
 {
     RUN(what_was_packed_is_unpacked);
-    RUN(another_socket_than_the_one_meant_is_noticed);
+    RUN(descriptors_of_another_message_are_noticed);
+    RUN(a_message_with_too_few_cookies_is_not_believed);
     RUN(no_nonsense_is_believed);
     RUN(there_must_be_room_and_every_offset_inside);
     RUN(what_has_no_cookie_is_for_another_call);
