@@ -165,6 +165,9 @@ def _announce(application: web.Application) -> None:
     application._on_response_prepare = signal
 
 
+_waiter: Any = RequestHandler._waiter
+
+
 class Resting(RequestHandler):
     """aiohttp's protocol, which knows when its connection rests.
 
@@ -251,15 +254,19 @@ class Resting(RequestHandler):
 
 
 class Leaving(Resting):
-    """The same in a process that drains, which says when it comes to rest."""
+    """The same in a process that drains, which says when it comes to rest: when it begins to wait for the next request."""
 
     __slots__ = ()
 
-    async def finish_response(self, *arguments: Any) -> Any:
-        result = await super().finish_response(*arguments)
-        # When this turn is over the handler waits for the next request, if the connection is kept.
-        self._passage.later(self)
-        return result
+    @property
+    def _waiter(self) -> asyncio.Future[None] | None:
+        return _waiter.__get__(self)  # type: ignore[no-any-return]
+
+    @_waiter.setter
+    def _waiter(self, waiter: asyncio.Future[None] | None) -> None:
+        _waiter.__set__(self, waiter)
+        if waiter is not None:
+            self._passage.later(self)
 
 
 class WebSocketResponse(web.WebSocketResponse):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
+import termios
+from array import array
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from .slow import until
 
 HERE = Path(__file__).parent
 UPGRADES = 3
+SOME = 20  # answers of 500 kB, which are more than the kernel buffers
 
 #: Programs that take a port and a handoff path.
 PROGRAMS = {
@@ -126,6 +130,35 @@ def test_what_can_not_move_is_finished_where_it_is(program: list[str], tmp_path:
             assert len(staying) >= 4, "hardly any of them had to connect again"
             for client in clients:
                 client.close()
+
+
+def test_who_reads_slowly_moves_when_all_is_written(program: list[str], tmp_path: Path) -> None:
+    """While the old process leaves, the answer waits for its client."""
+    port = free_port()
+    old = Server(program, tmp_path, port)
+    with stopping(old), contextlib.ExitStack() as stack:
+        old.serves(1)
+        client = stack.enter_context(contextlib.closing(Client(("127.0.0.1", port))))
+        for _ in range(SOME):
+            client.send("/big")
+        wait_for(lambda: _unread(client) > 0, "the beginning of an answer")
+        new = Server(program, tmp_path, port)
+        with stopping(new):
+            new.serves(2)
+            old.says("handed over")
+            answers = [client.receive() for _ in range(SOME)]
+            assert answers[0] == 1
+            assert answers == sorted(answers)
+            assert old.ends() == 0, old.text()
+            assert client.ask() == 2
+            client.close()
+
+
+def _unread(client: Client) -> int:
+    waiting = array("i", [0])
+    fcntl.ioctl(client.sock, termios.FIONREAD, waiting)
+    return waiting[0]
+
 
 
 @pytest.mark.parametrize("program", PROGRAMS, indirect=True)
