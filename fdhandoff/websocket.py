@@ -13,6 +13,7 @@ have in common.
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 import sys
 from typing import TYPE_CHECKING
@@ -275,6 +276,14 @@ class Talk:
             verdict.set_result(None)
 
 
+def _only_trouble(logger: logging.Logger | logging.LoggerAdapter[Any]) -> logging.Logger:
+    """For a client that would be said to have connected, when it only goes on."""
+    parent = logger if isinstance(logger, logging.Logger) else logger.logger
+    quiet = logging.Logger(parent.name, logging.WARNING)
+    quiet.parent = parent
+    return quiet
+
+
 def travelling(base: Any) -> Any:
     """``base``, a server's protocol for websockets, that can move. The class's ``settled(protocol)`` is called when one may
     have come to rest; its ``arriving`` is what the next one that is made goes on with."""
@@ -291,6 +300,9 @@ def travelling(base: Any) -> Any:
             self._request = b""
             self._application: Any = self.app
             self.app = self._run_application
+            self._logger = self.logger
+            if resumed is not None:
+                self.logger = _only_trouble(self.logger)
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(self.talk.over(transport))
@@ -326,6 +338,7 @@ def travelling(base: Any) -> Any:
             async def sending(message: dict[str, Any]) -> None:
                 await talk.decided()
                 await send(message)
+                self.logger = self._logger
 
             extensions = {**(scope.get("extensions") or {}), EXTENSION: session}
             await self._application({**scope, "extensions": extensions}, receiving, sending)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
@@ -159,7 +160,11 @@ class Server(uvicorn.Server):
         if self.websockets_ended:
             words += f", of which {self.websockets_ended} were websockets that could not move"
         self.service.say(words)
-        await super().shutdown()
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown()
+        else:  # nobody is left for whom it would wait, a tenth of a second at least
+            logging.getLogger("uvicorn.error").info("Shutting down")
+            await self.lifespan.shutdown()
 
     def _announce(self) -> None:
         """From here on each answer says that its connection ends, and so do the websockets."""
