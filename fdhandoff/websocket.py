@@ -290,6 +290,7 @@ def travelling(base: Any) -> Any:
 
     class Travelling(base):  # type: ignore[misc]
         app: Any
+        logger: Any
         settled: Callable[[Any], object] = staticmethod(lambda _: None)
         arriving: Packed | None = None
 

@@ -165,7 +165,7 @@ def _announce(application: web.Application) -> None:
     application._on_response_prepare = signal
 
 
-_waiter: Any = RequestHandler._waiter
+_waiter = vars(RequestHandler)["_waiter"]  # its slot
 
 
 class Resting(RequestHandler):

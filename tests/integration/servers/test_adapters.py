@@ -160,7 +160,6 @@ def _unread(client: Client) -> int:
     return waiting[0]
 
 
-
 @pytest.mark.parametrize("program", PROGRAMS, indirect=True)
 def test_the_last_one_announces_the_end_and_finishes(program: list[str], tmp_path: Path) -> None:
     """Whoever asks for its health was told by then, and is told so as long as it finishes."""
