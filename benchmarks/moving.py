@@ -2,8 +2,8 @@
 sides have a processor each, where there are two, in every way: left to the scheduler, now and then both are on one.
 
 ``give`` is ``fdhandoff.moving.Giver.give``: every connection described, sent with 16 bytes of state, verified and
-acknowledged, in a conversation that has begun already. ``give, to sockets`` ends when the other side has made a ``socket.socket`` of each. The limit is C that does no
-more than send them, in messages of 64 that are acknowledged.
+acknowledged, in a conversation that has begun already. ``give, to sockets`` ends when the other side has made a
+``socket.socket`` of each. The limit is C that does no more than send them, in messages of 64 that are acknowledged.
 
 ``unanswered`` is measured with two real servers, of which the second takes over from the first, with 10,000 idle connections:
 50 clients beside them ask every 10 ms, each by one connection, and what counts is how long each had to wait for its first

@@ -40,7 +40,7 @@ class CountedSocket(socket.socket):
     _identity: tuple[int, int]
     _mark: int
 
-    def __init__(self, sock: socket.socket, gate: Gate) -> None:
+    def __init__(self, sock: _socket.socket, gate: Gate) -> None:
         """Enters the gate with a connection that was accepted elsewhere, and takes its descriptor. ``GateClosed`` when the
         gate is closed or full: ``sock`` is as it was then."""
         if not gate.enter():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _socket
 import asyncio
-import contextlib
 import gc
 import os
 import socket
@@ -22,6 +21,7 @@ from .connection import CountedSocket
 from .departure import Departure, Pauses
 from .errors import GateClosed
 from .listener import Connection
+from .system.batches import Arrived
 
 if TYPE_CHECKING:
     import ssl
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from .service import Service
 
 
-# Connections in a message, and messages under way together. Nobody answers them meanwhile, so they are few.
-BATCH = 32
-UNDER_WAY = 2
+# Connections in a message. Nobody answers them while they are under way, so they are few.
+BATCH = 48
 # When more than these arrive together, collections of garbage wait until none has come for a moment, or for the last at most.
 _MANY = 8
 _MOMENT = 0.2
@@ -88,7 +87,7 @@ class Passage:
         self._tried = asyncio.Event()  # once all were
         self._at_once = BATCH
         self._moving: asyncio.Task[None] | None = None
-        self._givers: ThreadPoolExecutor | None = None
+        self._giver: ThreadPoolExecutor | None = None
         self._arrivals: set[asyncio.Task[None]] = set()
         self._collect: asyncio.TimerHandle | None = None
         self._put_off_since = 0.0
@@ -170,19 +169,21 @@ class Passage:
 
     def _welcome(self, connections: Iterable[Connection]) -> None:
         """They are ours."""
-        for number, connection in enumerate(connections):
+        for number, (arrived, state) in enumerate(_bare(connections)):
             if number == _MANY:
                 self._put_off_collecting()
-            sock: socket.socket = connection.target
-            sock.setblocking(False)
-            # One that comes while this process drains already is served all the same, and moves on.
-            with contextlib.suppress(GateClosed):
-                sock = counted = CountedSocket(sock, self.service.gate)
+            arrived.setblocking(False)
+            sock: socket.socket
+            try:
+                sock = counted = CountedSocket(arrived, self.service.gate)
                 self._follow(counted)
+            except GateClosed:
+                # One that comes while this process drains already is served all the same, and moves on.
+                sock = socket.socket(arrived.family, arrived.type, arrived.proto, arrived.detach())
             if self._make_transport is not None:
-                self._arrive_at_once(sock, connection.state)
+                self._arrive_at_once(sock, state)
                 continue
-            task = self._loop.create_task(self._arrive(sock, connection.state))
+            task = self._loop.create_task(self._arrive(sock, state))
             self._arrivals.add(task)
             task.add_done_callback(self._arrivals.discard)
 
@@ -280,27 +281,22 @@ class Passage:
             return True
         if not self.service.has_heir:
             return False  # it comes yet
-        if (
-            self._givers is None
-        ):  # not the application's own: its threads may all be busy while connections are under way
-            self._givers = ThreadPoolExecutor(UNDER_WAY, "fdhandoff-departure")
-        under_way: set[asyncio.Task[bool]] = set()
+        if self._giver is None:  # not the application's threads: all may be busy while connections are under way
+            self._giver = ThreadPoolExecutor(1, "fdhandoff-departure")
         staying: list[Any] = []
         willing = True
         try:
-            while under_way or (willing and self._ready_to_move):
-                givers = UNDER_WAY if self._at_once == BATCH else 1
-                while willing and self._ready_to_move and len(under_way) < givers:
-                    going = self._going()
-                    willing = bool(going) or not self._ready_to_move
-                    if going:
-                        under_way.add(self._loop.create_task(self._give(going, staying)))
-                if under_way:
-                    done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                    willing = willing and all([task.result() for task in done])
+            while willing and self._ready_to_move:
+                going = self._going()
+                if not going:
+                    break
+                giving = self._loop.create_task(self._give(going, staying))
+                try:
+                    willing = await asyncio.shield(giving)
+                except asyncio.CancelledError:
+                    await asyncio.wait({giving})  # it has begun
+                    raise
         finally:
-            if under_way:
-                await asyncio.wait(under_way)
             self._ready_to_move.update(dict.fromkeys(staying))
         return not self._ready_to_move
 
@@ -327,7 +323,7 @@ class Passage:
         """Whether any of these protocols, with their transports, was taken; the others are added to ``staying_here``."""
         staying = connections = [connection for _, _, connection in going]
         try:
-            staying = await self._loop.run_in_executor(self._givers, self._departure.give, connections)
+            staying = await self._loop.run_in_executor(self._giver, self._departure.give, connections)
         finally:
             # Also where something is wrong over there: here they are as they were.
             stays = {id(connection) for connection in staying}
@@ -364,6 +360,12 @@ class Passage:
             return None
         transport.pause_reading()  # what comes from here on waits in the kernel for its new owner
         return Connection("connection", _twin(sock), state)
+
+
+def _bare(connections: Iterable[Connection]) -> Iterable[tuple[_socket.socket, bytes]]:
+    if isinstance(connections, Arrived):
+        return connections.bare()
+    return ((connection.target, connection.state) for connection in connections)
 
 
 def _twin(sock: Any) -> _socket.socket:

@@ -109,10 +109,21 @@ class Arrived:
     def __len__(self) -> int:
         return self._count
 
+    def bare(self) -> Iterator[tuple[_socket.socket, bytes]]:
+        """What iterating gives, but for the names: sockets as the C type makes them, and states."""
+        payload, fds = self._payload, self._fds
+        for family, kind, protocol, _, _, state_at, state_size in self._rows():
+            sock = _socket.socket(family, kind, protocol, fds[-1])
+            fds.pop()
+            yield sock, payload[state_at : state_at + state_size]
+
+    def _rows(self) -> Iterator[tuple[int, ...]]:
+        numbers = iter(ffi.unpack(self._shapes, _WIDTH * self._count))
+        return zip(*[numbers] * _WIDTH, strict=True)
+
     def __iter__(self) -> Iterator[Connection]:
         payload, fds = self._payload, self._fds
-        numbers = iter(ffi.unpack(self._shapes, _WIDTH * self._count))
-        for family, kind, protocol, name_at, name_size, state_at, state_size in zip(*[numbers] * _WIDTH, strict=True):
+        for family, kind, protocol, name_at, name_size, state_at, state_size in self._rows():
             sock = socket.socket(family, kind, protocol, fds[-1])
             fds.pop()
             yield Connection(
