@@ -58,7 +58,8 @@ class Server(_Server):  # type: ignore[misc]
         with Service(**self._handoff) as service:
             self.service, self.departure = service, Departure(service)
             self.wsgi_app = with_service(self._application, service)
-            self.ConnectionClass = _connection_class(self)
+            self._request: Any = type("Request", (_Request,), {})  # also of those that are open when the drain begins
+            self.ConnectionClass = type("Connection", (_Connection,), {"RequestHandlerClass": self._request})
             self._listener = listeners_of(service, "http", self._address())[0]
             self._prepare()
             expire = self._connections._expire
@@ -108,6 +109,7 @@ class Server(_Server):  # type: ignore[misc]
     def _watch(self) -> None:
         service = self.service
         service.wait()
+        self._announce()
         report = service.drain()
         service.say(str(report))
         if report.forced:
@@ -116,13 +118,20 @@ class Server(_Server):  # type: ignore[misc]
 
     # --- connections come and go --------------------------------------------------------------------------------
 
-    def ends(self) -> bool:
-        """Whether a connection ends with the answer that is given now."""
-        return self.service.draining and (self.ssl_adapter is not None or not self.departure.hopeful)
+    def _announce(self) -> None:
+        """From here on a connection moves when it is answered, or ends with that answer if it may not."""
 
-    def put_conn(self, conn: Any) -> None:
+        def send_headers(request: Any) -> None:
+            if self.ssl_adapter is not None or not self.departure.hopeful:
+                request.close_connection = True
+            _Request.send_headers(request)
+
+        self._request.send_headers = send_headers
+        self.put_conn = self._put_or_give
+
+    def _put_or_give(self, conn: Any) -> None:
         """In a worker's thread: it has answered, and the connection is kept."""
-        if not (self.service.draining and not conn.rfile.has_data() and self._give([conn])):
+        if conn.rfile.has_data() or not self._give([conn]):
             super().put_conn(conn)
 
     def _look_after(self, expire: Any, threshold: float) -> None:
@@ -165,19 +174,6 @@ class Server(_Server):  # type: ignore[misc]
                 taken.remote_addr, taken.remote_port = address[:2]
             taken.ssl_env = {}
             self.put_conn(taken)
-
-
-def _connection_class(server: Server) -> type:
-    class Request(_Request):  # type: ignore[misc]
-        def send_headers(self) -> None:
-            if server.ends():
-                self.close_connection = True
-            super().send_headers()
-
-    class Kept(_Connection):  # type: ignore[misc]
-        RequestHandlerClass = Request
-
-    return Kept
 
 
 def main() -> None:
