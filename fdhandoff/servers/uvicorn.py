@@ -116,6 +116,7 @@ class Server(uvicorn.Server):
             everyone=lambda: list(self.server_state.connections),
             movable=_movable,
             restore=partial(_restore, websocket_class),
+            watch=_watch,
             announce=self._announce,
             ssl=config.ssl,
         )
@@ -182,26 +183,39 @@ class Server(uvicorn.Server):
 
 
 def _passing(base: Any) -> Any:
-    """uvicorn's protocol for HTTP/1, which says when a connection has come to rest."""
+    """uvicorn's protocol for HTTP/1, which knows whether a connection rests."""
 
     message_complete: Any = getattr(base, "on_message_complete", None)  # httptools alone has it
     response_complete = base.on_response_complete
 
     class Passing(base):  # type: ignore[misc]
         passage: Passage
+        cycle: Any
         scope = whole = None  # httptools: what began with a request's first byte, and what its last byte has come of
 
         def on_message_complete(self) -> None:
             self.whole = self.scope
             message_complete(self)
 
-        def on_response_complete(self) -> None:
-            response_complete(self)
-            if self.passage.leaving:
-                self.passage.settled(self)
+        def watch(self) -> None:
+            """From here on it says when it has come to rest."""
+            self.__class__ = Leaving
+            for cycle in (self.cycle, *[cycle for cycle, _ in getattr(self, "pipeline", ())]):
+                if cycle is not None:
+                    cycle.on_response = self.on_response_complete
 
-    Passing.__name__ = Passing.__qualname__ = base.__name__
+    class Leaving(Passing):
+        def on_response_complete(self, *stream: int) -> None:
+            response_complete(self, *stream)
+            self.passage.settled(self)
+
+    Passing.__name__ = Passing.__qualname__ = Leaving.__name__ = Leaving.__qualname__ = base.__name__
     return Passing
+
+
+def _watch(protocol: Any) -> None:
+    if _is_http(protocol):
+        protocol.watch()
 
 
 def _is_http(protocol: Any) -> bool:
