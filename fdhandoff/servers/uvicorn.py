@@ -116,7 +116,6 @@ class Server(uvicorn.Server):
             everyone=lambda: list(self.server_state.connections),
             movable=_movable,
             restore=partial(_restore, websocket_class),
-            watch=_watch,
             announce=self._announce,
             ssl=config.ssl,
         )
@@ -201,7 +200,7 @@ def _passing(base: Any) -> Any:
             """From here on it says when it has come to rest."""
             self.__class__ = Leaving
             for cycle in (self.cycle, *[cycle for cycle, _ in getattr(self, "pipeline", ())]):
-                if cycle is not None:
+                if cycle is not None and not cycle.response_complete:
                     cycle.on_response = self.on_response_complete
 
     class Leaving(Passing):
@@ -211,11 +210,6 @@ def _passing(base: Any) -> Any:
 
     Passing.__name__ = Passing.__qualname__ = Leaving.__name__ = Leaving.__qualname__ = base.__name__
     return Passing
-
-
-def _watch(protocol: Any) -> None:
-    if _is_http(protocol):
-        protocol.watch()
 
 
 def _is_http(protocol: Any) -> bool:
@@ -245,19 +239,25 @@ def _movable(protocol: Any) -> bytes | None:
     """Nothing has to be said of a connection between two requests, and of a websocket what its application keeps."""
     if not _is_http(protocol):
         return protocol.packed()  # type: ignore[no-any-return]
+    if _rests(protocol):
+        return b""
+    protocol.watch()
+    return None
+
+
+def _rests(protocol: Any) -> bool:
     if protocol.transport.get_protocol() is not protocol:
-        return None  # a websocket by now
+        return False  # a websocket by now
     cycle = protocol.cycle
     if cycle is not None and not cycle.response_complete:
-        return None
+        return False
     if isinstance(protocol, H11Protocol):
         from h11 import IDLE
 
         conn = protocol.conn
-        return b"" if conn.our_state is IDLE and conn.their_state is IDLE and not conn.trailing_data[0] else None
-    if hasattr(protocol, "pipeline"):  # httptools
-        return b"" if protocol.whole is protocol.scope and not protocol.pipeline else None
-    return None
+        return conn.our_state is IDLE and conn.their_state is IDLE and not conn.trailing_data[0]
+    # httptools; nothing is known of others
+    return hasattr(protocol, "pipeline") and protocol.whole is protocol.scope and not protocol.pipeline
 
 
 def main() -> None:
