@@ -339,10 +339,15 @@ def travelling(base: Any) -> Any:
             async def sending(message: dict[str, Any]) -> None:
                 await talk.decided()
                 await send(message)
+
+            async def resuming(message: dict[str, Any]) -> None:
+                await sending(message)
                 self.logger = self._logger
 
             extensions = {**(scope.get("extensions") or {}), EXTENSION: session}
-            await self._application({**scope, "extensions": extensions}, receiving, sending)
+            await self._application(
+                {**scope, "extensions": extensions}, receiving, sending if self.logger is self._logger else resuming
+            )
 
         def packed(self) -> bytes | None:
             """What the next process must know; ``None`` where it can't move now."""
