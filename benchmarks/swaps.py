@@ -101,7 +101,7 @@ class Plain:
         # Several at once: of idle threads of two generations at one queue the same may be woken first, each time.
         with ThreadPoolExecutor(_ASKING) as askers:
             asked = [askers.submit(get, self.port) for _ in range(_ASKING)]
-        return any(f"app {self.number} " in one.result() for one in asked if one.exception() is None)
+        return any(f"app {self.number} " in one.result() for one in asked if not isinstance(one.exception(), OSError))
 
     def swap(self) -> None:
         if self.traces is not None:
