@@ -206,7 +206,7 @@ class Talk:
         self.outgoing: Outgoing | None = None
         self._resumed = resumed
         self._late = bytearray(resumed.rest) if resumed is not None else None
-        self._feed = feed
+        self._feed = feed if resumed is not None else None
         self._verdict: asyncio.Future[None] | None = None
 
     def over(self, transport: Any) -> Outgoing:
@@ -228,9 +228,13 @@ class Talk:
 
     def _catch_up(self) -> None:
         data, self._late = self._late, None
-        assert self.outgoing is not None
-        if data and not self.outgoing.is_closing():
-            self._feed(bytes(data))
+        feed, self._feed = self._feed, None
+        if data and feed is not None and self.outgoing is not None and not self.outgoing.is_closing():
+            feed(bytes(data))
+
+    def ended(self) -> None:
+        """The connection has. What is left of it goes at once: a collection of garbage would walk through all that is there."""
+        self.outgoing = self._feed = None
 
     def packed(self, head: bytes) -> bytes | None:
         """What the next process must know, whose request began with ``head``; ``None`` where it can't move now. It is on its
@@ -289,7 +293,6 @@ def travelling(base: Any) -> Any:
     have come to rest; its ``arriving`` is what the next one that is made goes on with."""
 
     class Travelling(base):  # type: ignore[misc]
-        app: Any
         logger: Any
         settled: Callable[[Any], object] = staticmethod(lambda _: None)
         arriving: Packed | None = None
@@ -299,14 +302,24 @@ def travelling(base: Any) -> Any:
             resumed, type(self).arriving = type(self).arriving, None
             self.talk = Talk(resumed, self.data_received)
             self._request = b""
-            self._application: Any = self.app
-            self.app = self._run_application
             self._logger = self.logger
             if resumed is not None:
                 self.logger = _only_trouble(self.logger)
 
+        @property
+        def app(self) -> Any:
+            return self._run_application
+
+        @app.setter
+        def app(self, application: Any) -> None:
+            self._application = application
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(self.talk.over(transport))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self.talk.ended()
 
         def data_received(self, data: bytes) -> None:
             if not self._request:
@@ -345,9 +358,12 @@ def travelling(base: Any) -> Any:
                 self.logger = self._logger
 
             extensions = {**(scope.get("extensions") or {}), EXTENSION: session}
-            await self._application(
-                {**scope, "extensions": extensions}, receiving, sending if self.logger is self._logger else resuming
-            )
+            try:
+                await self._application(
+                    {**scope, "extensions": extensions}, receiving, sending if self.logger is self._logger else resuming
+                )
+            finally:
+                session.save = None
 
         def packed(self) -> bytes | None:
             """What the next process must know; ``None`` where it can't move now."""

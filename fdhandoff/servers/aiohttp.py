@@ -183,6 +183,11 @@ class Resting(RequestHandler):
         self.talk: Talk | None = None  # of a websocket that may move
         self._websocket: WebSocketResponse | None = None
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self.talk is not None:
+            self.talk.ended()
+
     def data_received(self, data: bytes) -> None:
         if self.talk is not None and data and not self.talk.hears(data):
             return
