@@ -237,11 +237,12 @@ class Passage:
         whoever should take it is slow, is offered again."""
         self.leaving = True
         await asyncio.sleep(0)  # what was accepted in this turn of the loop has its protocol in the next
-        everyone = list(self._everyone())
+        everyone = dict.fromkeys(self._everyone())
         if self._watch is not None:
             for protocol in everyone:
                 self._watch(protocol)
-        self._ready_to_move.update(dict.fromkeys(everyone))
+        self._ready_to_move.update(everyone)
+        del everyone  # what is of a connection that has gone goes meanwhile, not when all have
         self._begin_moving()
         await self._tried.wait()
 
