@@ -1,8 +1,8 @@
 """Adapters: a server that answers ``hello`` by itself and with its adapter, in microseconds for a request and for 99 of 100.
 
-``wrk`` asks over 8 connections that are kept, for a second a turn; both servers are there all the time, one is asked. Where
-the machine has other work the processors' time is what can be compared: what the server's processes had of it, for each
-request."""
+``wrk`` asks over 8 connections that are kept, for a second a turn; both servers are there all the time, one is asked. Each
+turn has servers of its own, since two processes of one program differ by some per cent as long as they live. Where the machine
+has other work the processors' time is what can be compared: what the server's processes had of it, for each request."""
 
 from __future__ import annotations
 
@@ -129,19 +129,21 @@ SERVERS = {
 def run(turns: int) -> list[Row]:
     rows: list[Row] = []
     for name, ways in SERVERS.items():
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            servers = {way: stack.enter_context(_running(Path(folder), way, words)) for way, words in ways.items()}
-            times: dict[str, list[float]] = {way: [] for way in ways}
-            slowest: dict[str, list[float]] = {way: [] for way in ways}
-            spent: dict[str, list[float]] = {way: [] for way in ways}
-            for turn in range(turns + 1):
-                for way, (port, pid) in servers.items():
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        slowest: dict[str, list[float]] = {way: [] for way in ways}
+        spent: dict[str, list[float]] = {way: [] for way in ways}
+        for turn in range(turns):
+            with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+                servers = {way: stack.enter_context(_running(Path(folder), way, ways[way])) for way in ways}
+                for port, _ in servers.values():
+                    _asked(port)  # what a server does once only does not count
+                for way in sorted(servers, reverse=turn % 2 == 1):
+                    port, pid = servers[way]
                     before = _processor_time(pid)
                     one, most, count = _asked(port)
-                    if turn:  # the first does not count
-                        times[way].append(one)
-                        slowest[way].append(most)
-                        spent[way].append((_processor_time(pid) - before) / count)
+                    times[way].append(one)
+                    slowest[way].append(most)
+                    spent[way].append((_processor_time(pid) - before) / count)
         for what, found in (("a request", times), ("p99", slowest), ("processor time", spent)):
             bare = Row(f"{name}, {what}", found["bare"], "us")
             rows += [
