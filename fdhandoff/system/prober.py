@@ -29,6 +29,8 @@ class Prober:
         host = str(address[0])
         if host in ("0.0.0.0", "::"):  # noqa: S104 - what a listener on all addresses hears, too
             host = "127.0.0.1" if family == socket.AF_INET else "::1"
+        if host.startswith("::ffff:"):  # what goes there is IPv4
+            family, host, address = socket.AF_INET, host.removeprefix("::ffff:"), address[:2]
         self._family, self._type = family, type
         self._target = (host, *address[1:])
         self._sock = self._socket(0)

@@ -4,7 +4,7 @@
 ``HOST:PORT``           TCP on every address that HOST resolves to; ``tcp:HOST:PORT`` is the same
 ``:PORT``               TCP on all addresses of both families, by one dual-stack socket (IPv4 alone where there is no
                         IPv6)
-``[ADDRESS]:PORT``      TCP on one IPv6 address; ``[::]`` is IPv6 alone unless ``?v6only=0``
+``[ADDRESS]:PORT``      TCP on one IPv6 address; ``[::]`` is IPv6 alone unless ``?v6only=0``, ``[::ffff:…]`` IPv4
 ``udp:…``               any of these for UDP
 ``unix:PATH``           a Unix stream socket; ``unixgram:`` datagrams, ``unixpacket:`` seqpacket; an absolute path alone
                         is ``unix:``
@@ -363,7 +363,8 @@ def _options(spec: BindSpec, family: int) -> Iterator[tuple[int, int, int | byte
         yield socket.SOL_SOCKET, socket.SO_REUSEADDR, 1, "SO_REUSEADDR"
         yield socket.IPPROTO_TCP, socket.TCP_NODELAY, int(spec.nodelay), "TCP_NODELAY"
     if family == socket.AF_INET6:
-        v6only = bool(spec.host) if spec.v6only is None else spec.v6only
+        mapped = spec.host.lower().startswith("::ffff:")  # an IPv4 address in IPv6's clothes
+        v6only = bool(spec.host) and not mapped if spec.v6only is None else spec.v6only
         yield socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only), "IPV6_V6ONLY"
     if spec.reuseport:
         yield socket.SOL_SOCKET, socket.SO_REUSEPORT, 1, "SO_REUSEPORT"

@@ -10,6 +10,8 @@ start: first the **slots**, of which each generation is given one (its socket, a
   on its listener: then the last spare takes its index. No other slot moves, the program stays right, and what arrives for the
   lost slot waits in a queue that the master holds, until ``repair`` makes that spare the slot's new socket.
 - A member is replaced by adding the new one first: last, it takes the index of the old one when that leaves.
+- Whoever binds the same address with SO_REUSEPORT and listens joins behind ours, and gets nothing: no program returns that
+  index. ``admit`` makes such a socket a slot's own.
 
 So slot *i* always has index *i*. An index outside the group makes the kernel hash over all members, spares included; the
 program never returns one. All of this was tried on Linux 6.18; the tests try it again, operation by operation.
@@ -36,6 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from .connections import Seen
     from .sockets import BindSpec
 
 _ALL = 0xFFFFFFFF
@@ -421,6 +424,53 @@ class Group:
             self.repair()  # a server shut it down, and so a spare has its place
         return self._members[index]
 
+    def admit(self, index: int, sock: socket.socket) -> int:
+        """Makes ``sock``, a copy of a listener that another process bound to this very address with SO_REUSEPORT, the socket of
+        slot ``index``; the one that the slot had leaves, and what waited in its queue is reset. Returns the slot that it has:
+        another one, if a server shut that one's socket down before we looked, because then the kernel put the newcomer in
+        that place. Nothing else moves. Takes ``sock``.
+
+        ``ListenerError`` when it is not in this group; ``Unsupported`` for UDP, where nothing can be taken out.
+        """
+        try:
+            if self.type == socket.SOCK_DGRAM:
+                raise Unsupported(f"{self.address}: a UDP socket can't give its place to another")
+            if not self._is_member(sock):
+                raise ListenerError(f"{self.address}: what was to be a queue of it does not listen there")
+            alive = [member for member in self._members if self._is_member(member)]
+            order = self._located([*alive, sock])
+            place = order.index(sock)
+            if len(order) < self.slots:
+                raise ListenerError(f"{self.address}: too many of its queues were shut down at once, start it afresh")
+        except BaseException:
+            sock.close()
+            raise
+        lost = [member for member in self._members if member not in alive]
+        self._members = order
+        if place >= self.slots:
+            while order[-1] is not sock:  # a spare that was added since it came
+                self._take_out(order.pop())
+            leaving, order[index] = order[index], order.pop()
+            self._take_out(leaving)
+            place = index
+        for member in lost:
+            member.close()
+        self._fill()
+        if self.queue(place)[1] < self._effective:
+            self._listen(sock)
+        if self.choice is not None:
+            self._attach(self.choice)
+        return place
+
+    def strangers(self) -> list[Seen]:
+        """The listeners at our port, whatever their address, that are none of this group's members as we know them."""
+        ours = {described.cookie for sock in self._members if (described := describe(sock.fileno())) is not None}
+        return [seen for seen in bound(self.port, self.type) if seen.cookie not in ours]
+
+    def has_address_of(self, seen: Seen) -> bool:
+        """Whether it is bound to the very address of this group."""
+        return seen.family == self.family and seen.local == (self._name[0].partition("%")[0], self._name[1])
+
     def deafen(self, index: int) -> None:
         """What comes to this slot from now on is dropped, as if the network had lost it: a client's kernel sends it again."""
         be_deaf(self.slot(index), 255, [(0x06, 0, 0, 0)])
@@ -509,14 +559,17 @@ class Group:
     def _replace(self, index: int) -> None:
         fresh = self._another()
         self._members.append(fresh)
-        old = self._members[index]
+        self._take_out(self._members[index])
+        self._members[index] = self._members.pop()
+
+    def _take_out(self, sock: socket.socket) -> None:
+        """Whoever else has it: the last member gets its place."""
         try:
-            old.shutdown(socket.SHUT_RDWR)
+            sock.shutdown(socket.SHUT_RDWR)
         except OSError as error:
             if error.errno != errno.ENOTCONN:
                 raise SystemCallError("shutdown", error.errno or 0, doing=f"taking {self.address} back") from None
-        old.close()
-        self._members[index] = self._members.pop()
+        sock.close()
 
     def _another(self, *, deaf: bool = False) -> socket.socket:
         """A new member with the address and options of the others; last in the group. ``deaf``: it drops all that comes."""

@@ -407,6 +407,82 @@ def test_after_any_sequence_a_connection_lands_in_the_chosen_slot_only(seed: int
         group.close()
 
 
+# --- a server's own listener ---
+
+
+def own_listener(group: Group) -> socket.socket:
+    """As a server binds one that was told the address."""
+    sock = socket.socket(group.family, group.type)
+    if group.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(group.members()[0].getsockname())
+    sock.listen(5)
+    return sock
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "[::ffff:127.0.0.1]:0", ":0"])
+def test_a_servers_own_listener_gets_nothing_until_it_is_a_slots(text: str) -> None:
+    if not has_ipv6() and text != "127.0.0.1:0":
+        pytest.skip("no IPv6 here")
+    with bound(text) as group:
+        for index in (1, 2, 1):  # the last one replaces another server's
+            group.choose(0)
+            with own_listener(group) as servers:
+                assert [seen.inode for seen in group.strangers()] == [os.fstat(servers.fileno()).st_ino]
+                assert group.has_address_of(group.strangers()[0])
+                assert landed(group) == [0]
+                assert group.admit(index, servers.dup()) == index
+                assert group.strangers() == []
+                for other in (0, index):
+                    group.choose(other)
+                    assert landed(group) == [other]
+                assert group.queue(index)[1] > 5
+                group.choose(0)
+        assert group.repair(thorough=True) == []
+        group.choose(1)
+        clients = connect(group, 3)  # the server has gone, and its queue is ours
+        assert group.queue(1)[0] == 3
+        for client in clients:
+            client.close()
+        group.choose(0)
+        group.renew(1)
+        assert len(group.members()) == 6
+        group.choose(1)
+        assert landed(group) == [1]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_listener_that_was_put_in_a_lost_slots_place_is_found_there(lost: int) -> None:
+    with bound("127.0.0.1:0") as group, own_listener(group) as servers:
+        group.choose((lost + 1) % 3)
+        group.slot(lost).shutdown(socket.SHUT_RDWR)
+        place = group.admit(1, servers.dup())
+        assert place == lost
+        for index in range(3):
+            group.choose(index)
+            assert landed(group) == [index]
+        assert group.slot_of(describe(servers.fileno()).cookie) == lost  # type: ignore[union-attr]
+
+
+def test_a_listener_behind_which_a_spare_was_added_becomes_the_slots() -> None:
+    with bound("127.0.0.1:0") as group, own_listener(group) as servers:
+        group.choose(0)
+        group.add_slot()
+        assert group.admit(1, servers.dup()) == 1
+        for index in range(4):
+            group.choose(index)
+            assert landed(group) == [index]
+
+
+def test_what_listens_elsewhere_becomes_no_slots() -> None:
+    with bound("127.0.0.1:0") as group, bound("127.0.0.1:0") as other:
+        group.choose(1)
+        with pytest.raises(ListenerError, match="does not listen there"):
+            group.admit(0, other.slot(0).dup())
+        assert landed(group) == [1]
+
+
 # --- joining what is there ------------------------------------------------------------------------------------
 
 
