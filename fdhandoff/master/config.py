@@ -12,7 +12,7 @@ from ..deadline import parse_duration
 from ..system.access import find_account, parse_group, parse_mode, parse_user
 from ..system.paths import state_directory
 from ..system.sockets import parse_bind
-from .conventions import CONVENTIONS, NGINX
+from .conventions import CONVENTIONS, NGINX, REUSEPORT
 from .options import (
     ALWAYS,
     AT_ONCE,
@@ -311,7 +311,8 @@ SETTINGS = [
     Setting("server", _text, "NAME", "auto", "uvicorn",
             "which server the command is, where that does not show: its needs are met and its losses told; none: neither"),
     Setting("convention", one_of(*CONVENTIONS), "NAME", "LISTEN_FDS alone; nginx for nginx", "nginx",
-            "pass the listeners in this way too: nginx, einhorn or server-starter", attribute="conventions", repeat=True),
+            "pass the listeners in this way too: nginx, einhorn or server-starter; reuseport: pass none, the command binds the "
+            "addresses of --bind itself, with SO_REUSEPORT", attribute="conventions", repeat=True),
 ]  # fmt: skip
 
 #: What ``adopt`` is told besides; of the command line alone, since it is said once.
@@ -382,9 +383,10 @@ class Configuration:
 
     def _recognise(self, options: Options) -> None:
         """What was said counts more than what is known of the server."""
-        asked = [options.command, options.binds, options.server]
+        binds = options.binds if REUSEPORT not in options.conventions else []
+        asked = [options.command, binds, options.server]
         if self.recognised is None or self.recognised[0] != asked:
-            self.recognised = asked, _recognised(options.command, options.binds, options.server)
+            self.recognised = asked, _recognised(options.command, binds, options.server)
         found = self.recognised[1]
         options.drain_signal = options.drain_signal or found["signal"]
         options.conventions = options.conventions or list(found["conventions"])
@@ -426,6 +428,8 @@ def _check(options: Options) -> None:
                     f"nginx knows a listener by its address, and {spec} has another one in each generation: "
                     "say --switch shared, or a TCP address"
                 )
+    if REUSEPORT in options.conventions:
+        _check_reuseport(options)
     if options.watch:
         _check_watch(options)
     if options.webhook_secret and not os.path.isfile(options.webhook_secret):
@@ -441,6 +445,28 @@ def _check(options: Options) -> None:
     account = find_account(options.user, options.group)
     if (account is not None or options.chroot) and os.geteuid() != 0:
         raise ValueError("--user, --group and --chroot take root: start the master as root, or leave them out")
+
+
+def _check_reuseport(options: Options) -> None:
+    """What a command that binds its addresses itself can't have."""
+    itself = f"with --convention {REUSEPORT} the command binds its addresses itself"
+    if options.conventions != [REUSEPORT]:
+        others = " and ".join(f"--convention {name}" for name in options.conventions if name != REUSEPORT)
+        raise ValueError(f"{itself}, and nothing is passed to it: leave out {others or 'the second one'}")
+    if options.switch != KERNEL:
+        raise ValueError(f"{itself}, each generation its own queue: that takes --switch kernel")
+    for text in options.binds:
+        spec = parse_bind(text)
+        if spec.kind != "tcp":
+            raise ValueError(f"{itself}, which only TCP lets the kernel switch: {text} is to be passed")
+        if not spec.port:
+            raise ValueError(f"{itself}, so it must know the port: {text} names none")
+    if options.user:
+        raise ValueError(f"{itself}, beside the master's, which the kernel allows its own user alone: leave out --user")
+    if options.workers > 1:
+        raise ValueError(f"{itself}, and each worker would have a queue of its own: leave --workers to the command")
+    if options.worker_lifetime is not None or options.worker_memory is not None:
+        raise ValueError(f"{itself}, so that no worker can be replaced within a generation: say --restart-every")
 
 
 def _check_watch(options: Options) -> None:

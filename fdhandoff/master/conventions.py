@@ -1,4 +1,5 @@
-"""The ways of other tools to tell a program of its listeners, for servers that know one of those and not ``LISTEN_FDS``."""
+"""The ways of other tools to tell a program of its listeners, for servers that know one of those and not ``LISTEN_FDS``; and
+the way of servers that can't be told of any: they bind the addresses themselves, with SO_REUSEPORT."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 NGINX = "nginx"
 EINHORN = "einhorn"
 SERVER_STARTER = "server-starter"
-CONVENTIONS = (NGINX, EINHORN, SERVER_STARTER)
+REUSEPORT = "reuseport"
+CONVENTIONS = (NGINX, EINHORN, SERVER_STARTER, REUSEPORT)
 
 _OURS_ALONE = ("NGINX", "EINHORN_FD_COUNT", "SERVER_STARTER_PORT", "SERVER_STARTER_GENERATION")
 

@@ -43,6 +43,9 @@ class Ears:
     def attend(self, *runs: Run) -> None:
         """From here on to these alone; what they did until now is seen at once."""
         self._runs = runs
+        for run in runs:
+            if run.binds_itself:
+                run.deaf.when_done(self._replace_later)  # it may die, too
         self.look()
 
     def close(self) -> None:

@@ -98,6 +98,11 @@ class Outlet:
         """The connections that wait where no generation of ours accepts, accepted."""
         return []
 
+    def admit(self, slot: int, sock: socket.socket) -> None:
+        """The generation in ``slot`` has bound this address itself, and ``sock`` is a copy of its listener: from here on it is
+        the slot's. Takes it."""
+        raise NotImplementedError
+
     def turn_away(self) -> None:
         """From now on new connections reach no generation; how that looks to a client depends on the kind."""
 

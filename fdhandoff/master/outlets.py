@@ -50,6 +50,7 @@ class KernelOutlet(Outlet):
         self.home = home
         self.before = before
         self._returned = False
+        self._shut_down: set[int] = set()  # slots whose socket is another one since we looked at another slot
         self._port = group.port
         description = describe(group.slot(0).fileno())
         assert description is not None
@@ -101,6 +102,9 @@ class KernelOutlet(Outlet):
 
     def mend(self, slot: int, *, serving: bool = False) -> list[str]:
         wrong = self._group.check(self._place(slot), serving=serving)
+        if slot in self._shut_down:
+            self._shut_down.discard(slot)
+            wrong = [*wrong, LOST]
         if LOST in wrong:
             self._is_ours(self._place(slot))  # somebody shut it down, for all who held it
         if "shutdown" not in wrong:
@@ -117,17 +121,37 @@ class KernelOutlet(Outlet):
 
     def leave(self, slot: int) -> None:
         """A process of that generation may have escaped us, and would go on accepting: it gets nothing of the next one's."""
-        place = self._place(slot)
-        if place in self.lent:
-            taken = {*self.lent, *self.places.values()}
-            self.places[slot] = next(other for other in range(self._group.slots) if other not in taken)
+        self._shut_down.discard(slot)
+        if self._place(slot) in self.lent:
+            self._leave_to_its_holders(slot)
         elif self._stream:
             try:
-                self._group.renew(place)
+                self._group.renew(self._place(slot))
             except SystemCallError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
                 # Another user made the group, which we can't join: the next one gets the same queue.
+
+    def _leave_to_its_holders(self, slot: int) -> None:
+        taken = {*self.lent, *self.places.values()}
+        self.places[slot] = next(other for other in range(self._group.slots) if other not in taken)
+
+    def admit(self, slot: int, sock: socket.socket) -> None:
+        before = self.sockets()
+        try:
+            if self._place(slot) in self.lent:
+                self._leave_to_its_holders(slot)
+        except BaseException:
+            sock.close()
+            raise
+        place = self._place(slot)
+        found = self._group.admit(place, sock)
+        if found != place:  # it has the place of one that was shut down: they trade
+            self._is_ours(found)
+            self.places.update({other: place for other, its in self.places.items() if its == found})
+            self.places[slot] = found
+            self._attach(None)
+        self._shut_down |= {other for other, its in before.items() if other != slot and self.give(other) is not its}
 
     def forsaken(self, slot: int) -> list[socket.socket]:
         return [] if self._returned and self._place(slot) == self.home else super().forsaken(slot)

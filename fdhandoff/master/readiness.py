@@ -155,7 +155,7 @@ class Newcomer:
 async def await_joined(loop: Loop, worker: Newcomer, outlets: list[Outlet], listener: NotifyListener | None) -> None:
     """Until the worker serves beside the others, as far as it can be known: which of them answers a probe of their common
     queue is chance, so that is of no use here. ``NotReady``, ``SuccessorDied`` with the reason."""
-    verdict = _Verdict(worker)
+    verdict = Verdict(worker)
     if worker.options.ready.kind == "notify":
         assert listener is not None
         await _notified(loop, worker, listener, verdict)
@@ -165,7 +165,7 @@ async def await_joined(loop: Loop, worker: Newcomer, outlets: list[Outlet], list
         await _attends(loop, worker, outlets, verdict)
 
 
-class _Verdict:
+class Verdict:
     """Asks again and again whether it is over: the generation died, or its time is."""
 
     def __init__(self, run: Run | Newcomer) -> None:
@@ -173,6 +173,7 @@ class _Verdict:
         self._began = time.monotonic()
         self.deadline = self._began + run.options.ready_timeout
         self.last = ""
+        self.hint = ""  # for who wonders why it died
 
     def left(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
@@ -184,7 +185,7 @@ class _Verdict:
     def check(self) -> None:
         run = self._run
         if run.died.done:
-            raise SuccessorDied(f"{run} is not ready: {run.died.result()} before it was", serving=OLD)
+            raise SuccessorDied(f"{run} is not ready: {run.died.result()} before it was{self.hint}", serving=OLD)
         if time.monotonic() > self.deadline:
             why = f": {self.last}" if self.last else ""
             raise NotReady(
@@ -195,8 +196,19 @@ class _Verdict:
 
 async def await_ready(loop: Loop, run: Run, outlets: list[Outlet], listener: NotifyListener | None) -> str:
     """Returns how the generation showed that it is ready; ``NotReady``, ``SuccessorDied`` with the reason."""
+    verdict = Verdict(run)
+    if run.binds_itself and outlets:
+        from . import binding  # late: most are passed their listeners
+
+        await binding.await_bound(loop, run, outlets, verdict)
+        how = await _shown(loop, run, outlets, listener, verdict)
+        binding.forbid_others(run, outlets)
+        return how
+    return await _shown(loop, run, outlets, listener, verdict)
+
+
+async def _shown(loop: Loop, run: Run, outlets: list[Outlet], listener: NotifyListener | None, verdict: Verdict) -> str:
     kind, argument = run.options.ready.kind, run.options.ready.argument
-    verdict = _Verdict(run)
     if kind == "delay":
         await _delay(loop, run, verdict, parse_duration(argument))
         return "is assumed to be, after a delay"
@@ -221,7 +233,7 @@ async def await_ready(loop: Loop, run: Run, outlets: list[Outlet], listener: Not
     return await _attends(loop, run, silent, verdict) if silent or not outlets else "accepts connections"
 
 
-async def _delay(loop: Loop, run: Run | Newcomer, verdict: _Verdict, seconds: float) -> None:
+async def _delay(loop: Loop, run: Run | Newcomer, verdict: Verdict, seconds: float) -> None:
     until = min(time.monotonic() + seconds, verdict.deadline)
     while time.monotonic() < until:
         verdict.check()
@@ -229,7 +241,7 @@ async def _delay(loop: Loop, run: Run | Newcomer, verdict: _Verdict, seconds: fl
     verdict.check()
 
 
-async def _http(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdict, path: str) -> str:
+async def _http(loop: Loop, run: Run, outlets: list[Outlet], verdict: Verdict, path: str) -> str:
     outlet = next((outlet for outlet in outlets if outlet.probed), None)
     if outlet is None:
         raise NotReady("http needs a TCP or Unix listener to probe: use --ready notify, command or delay", serving=OLD)
@@ -255,7 +267,7 @@ async def _http(loop: Loop, run: Run, outlets: list[Outlet], verdict: _Verdict, 
         await pause(loop, _AGAIN_SECONDS, run.died)
 
 
-async def _accepts(loop: Loop, run: Run, outlet: Outlet, verdict: _Verdict) -> None:
+async def _accepts(loop: Loop, run: Run, outlet: Outlet, verdict: Verdict) -> None:
     verdict.last = f"nothing accepts on {outlet.name} ({outlet.address})"
     probe = Probe(loop, outlet, run.slot)
     try:
@@ -267,7 +279,7 @@ async def _accepts(loop: Loop, run: Run, outlet: Outlet, verdict: _Verdict) -> N
     verdict.check()  # a socket that is accepted because its queue is closed is no good sign
 
 
-async def _attends(loop: Loop, run: Run | Newcomer, outlets: list[Outlet], verdict: _Verdict) -> str:
+async def _attends(loop: Loop, run: Run | Newcomer, outlets: list[Outlet], verdict: Verdict) -> str:
     """Where no queue of its own tells: somebody of the generation waits for the listeners, as /proc shows it."""
     if not outlets:
         await _delay(loop, run, verdict, _ASSUMED_SECONDS)
@@ -286,7 +298,7 @@ async def _attends(loop: Loop, run: Run | Newcomer, outlets: list[Outlet], verdi
         await pause(loop, verdict.pause(_LOOK_THROUGH), run.died)
 
 
-async def _notified(loop: Loop, run: Run | Newcomer, listener: NotifyListener, verdict: _Verdict) -> str:
+async def _notified(loop: Loop, run: Run | Newcomer, listener: NotifyListener, verdict: Verdict) -> str:
     """Every worker says it, or a child in its place."""
     said: Future[str] = Future()
     ready: set[int] = set()

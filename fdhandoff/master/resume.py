@@ -4,6 +4,7 @@ exec in place, from the same state and the descriptors that were kept open.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from ..system.processes import members
 from ..system.sockets import parse_bind
 from ..system.switch import Group
 from . import journal
+from .conventions import REUSEPORT
 from .keeping import KEPT
 from .options import KERNEL, for_release, origin_of
 from .outlet import BOUND, RENAME, Outlet
@@ -169,6 +171,7 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
         for process in processes:
             for cookie, sock in sockets_of(process, wanted - found.keys()).items():
                 found[cookie] = sock
+    _find_what_they_bound(state, alive, wanted, found)
     for entry in state["outlets"]:
         mine = {int(slot): found.pop(cookie) for slot, cookie in entry["cookies"].items() if cookie in found}
         if not mine:
@@ -198,6 +201,23 @@ def readopt(master: Master, state: dict[str, Any], given: list[tuple[str, socket
     _restore(master, state, alive)
     master.store.orphans -= {run.slot for run in master.runs}
     return True
+
+
+def _find_what_they_bound(
+    state: dict[str, Any], alive: dict[int, list[Process]], wanted: set[int], found: dict[int, socket.socket]
+) -> None:
+    """What a generation bound itself need not be in the process that was started: a child of it may have it alone."""
+    for entry in state["runs"]:
+        leaders = [process.pid for process in alive.get(entry["number"], ())]
+        if REUSEPORT not in entry.get("options", {}).get("conventions", ()):
+            continue
+        for pid in set(members(*leaders)) - set(leaders):
+            try:
+                with Process.from_pid(pid) as process:
+                    found.update(sockets_of(process, wanted - found.keys()))
+            except OSError as error:
+                if error.errno not in (errno.ESRCH, errno.ENOENT):
+                    raise  # else it has ended meanwhile
 
 
 def _in_other_hands(ours: list[socket.socket]) -> dict[int, socket.socket]:

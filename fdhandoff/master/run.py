@@ -99,6 +99,16 @@ class Run:
         return [process.pid for process in self.processes]
 
     @property
+    def binds_itself(self) -> bool:
+        """Whether it is passed no listener, because it binds the addresses itself."""
+        return conventions.REUSEPORT in self.options.conventions
+
+    @property
+    def passed(self) -> list[tuple[str, socket.socket]]:
+        """What its processes find from descriptor 3 on."""
+        return [] if self.binds_itself else self.sockets
+
+    @property
     def leaving(self) -> list[int]:
         """Those of its processes that were told to end while the generation goes on."""
         return sorted(self._leaving)
@@ -128,10 +138,10 @@ class Run:
             environ.update(read_env_file(self.options.env_file))
         conventions.strip(environ)
         environ.update(assignments(self.options.env))
-        if self.sockets:
-            environ.update(environment.compose([name for name, _ in self.sockets]))
+        if self.passed:
+            environ.update(environment.compose([name for name, _ in self.passed]))
         environ.update(conventions.variables(self.options.conventions, self._addresses(), self.number))
-        if self.sockets:
+        if self.passed:
             for name, value in self.options.defused.items():
                 environ.setdefault(name, value)
         environ[environment.GENERATION] = str(self.number)
@@ -146,6 +156,7 @@ class Run:
     def has_instead(self, old: socket.socket, new: socket.socket) -> None:
         """Its processes to come get another socket."""
         self.sockets = [(name, new if sock is old else sock) for name, sock in self.sockets]
+        self._on_change()
 
     def surroundings(self) -> dict[str, Any]:
         """What ``spawn`` is to make of each process of the generation: whom, with what, and where."""
@@ -168,7 +179,7 @@ class Run:
 
     def _start_one(self) -> None:
         table = {0: 0, 1: 1, 2: 2} if self.output is None else {0: 0, **self.output.streams()}
-        table.update({environment.FIRST_FD + i: sock.fileno() for i, (_, sock) in enumerate(self.sockets)})
+        table.update({environment.FIRST_FD + i: sock.fileno() for i, (_, sock) in enumerate(self.passed)})
         process = spawn(
             self.command(),
             fds=table,
@@ -192,7 +203,7 @@ class Run:
 
     def _addresses(self) -> list[str]:
         # Of a generation that has failed they are closed by the time when a command is told of it.
-        fds = [sock.fileno() for _, sock in self.sockets]
+        fds = [sock.fileno() for _, sock in self.passed]
         descriptions = [describe(fd) if fd >= 0 else None for fd in fds]
         addresses = [what.address if what is not None else "" for what in descriptions]
         # Under the rename switch the socket has a name of its own beside the public one.
@@ -200,7 +211,7 @@ class Run:
 
     def command(self) -> list[str]:
         """The command, ``{fd:NAME}`` replaced by the number that the listener has in the child."""
-        numbers = {name: environment.FIRST_FD + i for i, (name, _) in reversed(list(enumerate(self.sockets)))}
+        numbers = {name: environment.FIRST_FD + i for i, (name, _) in reversed(list(enumerate(self.passed)))}
 
         def replaced(word: str) -> str:
             text, *parts = word.split(_PLACEHOLDER)
@@ -269,6 +280,8 @@ class Run:
 
     def add_worker(self) -> None:
         """One more joins, as soon as it is started."""
+        if self.binds_itself:
+            raise ValueError(f"{self} binds its addresses itself, and each worker would have a queue of its own")
         self._start_one()
         self.workers += 1
 
@@ -310,6 +323,10 @@ class Run:
             self._restart_later(time.monotonic())
 
     def _restart_later(self, born: float) -> None:
+        if self.binds_itself:
+            # Another process would have another listener: that is another generation, which gets what waits for this one.
+            self.deaf.set("died, and with it whoever accepted what it had bound itself")
+            return
         if time.monotonic() - born >= STABLE_SECONDS:
             self._backoff = BACKOFF_FIRST
         delay, self._backoff = self._backoff, min(self._backoff * 2, BACKOFF_LAST)

@@ -26,16 +26,21 @@ class Server(Running):
 
 class Calls(Crowd):
     """Clients with a channel each that call without a pause, and repeat no call. ``answers`` by generation, ``failures`` by
-    kind."""
+    kind. ``fresh``: each call over a channel of its own."""
 
-    def __init__(self, address: tuple[str, int], clients: int = 4) -> None:
+    def __init__(self, address: tuple[str, int], clients: int = 4, *, fresh: bool = False) -> None:
         super().__init__(clients)
+        self._fresh = fresh
         self._target = "{}:{}".format(*address)
 
     def heard(self, generation: int, more: int = 20) -> None:
         super().heard(generation, more)
 
     def _run(self) -> None:
+        while not self._over.is_set():
+            self._call_over_one_channel()
+
+    def _call_over_one_channel(self) -> None:
         with channel(self._target) as one:
             say = one.unary_unary("/Echo/Say")
             while not self._over.is_set():
@@ -47,6 +52,8 @@ class Calls(Crowd):
                 else:
                     with self._lock:
                         self.answers[int(answer.split()[0])] += 1
+                if self._fresh:
+                    return
 
 
 def channel(target: str) -> Any:

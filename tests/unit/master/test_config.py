@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -153,3 +154,21 @@ def test_nginx_has_no_unix_socket_that_is_switched_by_a_rename() -> None:
 def test_there_must_be_a_command() -> None:
     with pytest.raises(ValueError, match="say which command to run"):
         configured()()
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"convention": ["reuseport", "nginx"]}, "leave out --convention nginx"),
+        ({"switch": "shared"}, "that takes --switch kernel"),
+        ({"bind": ["unix:s"]}, "unix:s is to be passed"),
+        ({"bind": ["udp:127.0.0.1:5000"]}, "udp:127.0.0.1:5000 is to be passed"),
+        ({"bind": ["127.0.0.1:0"]}, "127.0.0.1:0 names none"),
+        ({"workers": "2"}, "leave --workers to the command"),
+        ({"worker-lifetime": "1h"}, "say --restart-every"),
+        ({"user": "nobody"}, "leave out --user"),
+    ],
+)
+def test_who_binds_itself_is_refused_what_it_can_not_have(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        configured(command=["server"], **{"bind": ["127.0.0.1:5000"], "convention": ["reuseport"], **given})()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from fdhandoff.master.conventions import CONVENTIONS, strip, variables
+from fdhandoff.master.conventions import CONVENTIONS, REUSEPORT, strip, variables
 
 ADDRESSES = ["127.0.0.1:80", "[::]:443", "unix:/run/s", "udp:127.0.0.1:53"]
 
 
 def test_nothing_is_said_unasked() -> None:
     assert variables([], ADDRESSES, 1) == {}
+
+
+def test_who_binds_itself_is_told_nothing() -> None:
+    assert variables([REUSEPORT], ADDRESSES, 1) == {}
 
 
 def test_each_convention_counts_from_three() -> None:
