@@ -94,6 +94,11 @@ def _family(run: Run) -> dict[int, set[int]]:
         raise _hidden(run, error) from None
 
 
+def _held(run: Run) -> set[int]:
+    """The inodes of the sockets that any of its processes has."""
+    return set().union(*_family(run).values())
+
+
 def _hidden(run: Run, error: Exception) -> NotReady:
     return NotReady(
         f"the listener that {run} binds itself is not to be had ({sentence(error)}): let the master take it (pidfd_getfd; in a "
@@ -107,7 +112,7 @@ def _own(run: Run, outlet: KernelOutlet) -> list[Seen]:
     rows = [seen for seen in outlet.group.strangers() if outlet.group.has_address_of(seen)]
     if not rows:
         return []
-    held = set().union(*_family(run).values())
+    held = _held(run)
     return [seen for seen in rows if seen.inode in held]
 
 
@@ -149,7 +154,7 @@ def _forbid_elsewhere(run: Run, outlet: KernelOutlet, outlets: Sequence[Outlet])
     rows = [seen for seen in outlet.group.strangers() if not any(group.has_address_of(seen) for group in groups)]
     if not rows:
         return
-    held = set().union(*_family(run).values())
+    held = _held(run)
     for seen in rows:
         if seen.inode in held:
             raise NotReady(
@@ -160,7 +165,7 @@ def _forbid_elsewhere(run: Run, outlet: KernelOutlet, outlets: Sequence[Outlet])
 
 
 def _what_it_has(run: Run) -> str:
-    held = set().union(*_family(run).values())
+    held = _held(run)
     found = sorted({_text(seen) for seen in connections(0, states=(LISTEN,)) if seen.inode in held})
     return " and ".join(found) if found else "nothing"
 
