@@ -261,11 +261,13 @@ def test_without_another_user_nothing_is_given_up(folder: Path) -> None:
 
 @pytest.mark.parametrize(("options", "says"), [
     (("--rlimit", "nofile=1:4611686018427387904"), "its limits"),
-    (("--user", "nobody", "--", "/root/not-for-others"), "Permission denied"),
+    (("--user", "nobody", "--", "{closed}/program"), "Permission denied"),
     (("--user", "nobody", "--", "no-such-program-at-all"), "not found"),
 ])  # fmt: skip
 def test_what_the_system_refuses_is_told(folder: Path, options: tuple[str, ...], says: str) -> None:
-    words = options if "--" in options else (*options, "--", "true")
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    words = [word.format(closed=closed) for word in (options if "--" in options else (*options, "--", "true"))]
     done = verb("run", "--path", str(folder / "sock"), "--bind", "127.0.0.1:0", *words)
     assert done.returncode in (125, 126, 127)
     assert says in done.stderr
