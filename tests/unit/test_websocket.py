@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import socket
 import sys
-import weakref
-from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from fdhandoff.listener import Connection
-from fdhandoff.websocket import EXTENSION, Incoming, Outgoing, Packed, Talk, travelling
+from fdhandoff.websocket import Incoming, Outgoing, Packed, Talk
 
 
 def frame(opcode: int, data: bytes, *, last: bool = True) -> bytes:
@@ -166,44 +161,3 @@ def test_nothing_is_written_while_it_is_under_way(taken: bool) -> None:
         outgoing.resume_reading()
     assert owner.told == ["leaves" if taken else "stays"]
     assert wire.written == (ACCEPTED if taken else ACCEPTED + b"ping")
-
-
-@pytest.mark.parametrize("library", ["websockets-sansio", "wsproto"])
-def test_what_has_ended_leaves_nothing_to_a_collection_of_garbage(library: str) -> None:
-    uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'fdhandoff[test]'")
-    from uvicorn.server import ServerState
-
-    over = asyncio.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        session = scope["extensions"][EXTENSION]
-        await receive()
-        session.keep(lambda: repr(send).encode())
-        await send({"type": "websocket.accept"})
-        while (await receive())["type"] == "websocket.receive":
-            pass
-        over.set()
-
-    async def talk() -> weakref.ref[Any]:
-        config = uvicorn.Config(app, ws=library, log_config=None)
-        config.load()
-        protocols = [travelling(config.ws_protocol_class)(config=config, server_state=ServerState(), app_state={})]
-        found = weakref.ref(protocols[0])
-        client, server = socket.socketpair()
-        with client:
-            await asyncio.get_running_loop().connect_accepted_socket(protocols.pop, server)
-            client.setblocking(False)
-            client.sendall(
-                b"GET / HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-            )
-            assert b" 101 " in await asyncio.get_running_loop().sock_recv(client, 4096)
-        await over.wait()
-        await asyncio.sleep(0)  # the task is over
-        return found
-
-    gc.disable()
-    try:
-        assert asyncio.run(talk())() is None
-    finally:
-        gc.enable()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import os
+import socket
 import struct
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fdhandoff.websocket import EXTENSION, travelling
 
 from ..cli import Running, environment, free_port, stopping
 from ..master import Service, quick
@@ -189,3 +196,44 @@ def test_of_aiohttps_websockets_too_one_that_can_not_move_is_told_to_come_again(
             assert old.ends() == 0, old.text()
             assert "1 connections moved on, 2 ended here, of which 2 were websockets that could not move" in old.text()
             assert keeping.ask("c") == (2, "somebody@tea #1: c")
+
+
+@pytest.mark.parametrize("library", ["websockets-sansio", "wsproto"])
+def test_what_has_ended_leaves_nothing_to_a_collection_of_garbage(library: str) -> None:
+    import uvicorn
+    from uvicorn.server import ServerState
+
+    over = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        session = scope["extensions"][EXTENSION]
+        await receive()
+        session.keep(lambda: repr(send).encode())
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] == "websocket.receive":
+            pass
+        over.set()
+
+    async def talk() -> weakref.ref[Any]:
+        config = uvicorn.Config(app, ws=library, log_config=None)
+        config.load()
+        protocols = [travelling(config.ws_protocol_class)(config=config, server_state=ServerState(), app_state={})]
+        found = weakref.ref(protocols[0])
+        client, server = socket.socketpair()
+        with client:
+            await asyncio.get_running_loop().connect_accepted_socket(protocols.pop, server)
+            client.setblocking(False)
+            client.sendall(
+                b"GET / HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            )
+            assert b" 101 " in await asyncio.get_running_loop().sock_recv(client, 4096)
+        await over.wait()
+        await asyncio.sleep(0)  # the task is over
+        return found
+
+    gc.disable()
+    try:
+        assert asyncio.run(talk())() is None
+    finally:
+        gc.enable()
