@@ -184,17 +184,13 @@ class Server(uvicorn.Server):
 def _passing(base: Any) -> Any:
     """uvicorn's protocol for HTTP/1, which knows whether a connection rests."""
 
-    message_complete: Any = getattr(base, "on_message_complete", None)  # httptools alone has it
     response_complete = base.on_response_complete
 
     class Passing(base):  # type: ignore[misc]
+        # Nothing is added that a request would pay for. That is also a class's value for what instances have: the
+        # interpreter finds theirs by the slower way then.
         passage: Passage
         cycle: Any
-        scope = whole = None  # httptools: what began with a request's first byte, and what its last byte has come of
-
-        def on_message_complete(self) -> None:
-            self.whole = self.scope
-            message_complete(self)
 
         def watch(self) -> None:
             """From here on it says when it has come to rest."""
@@ -213,7 +209,7 @@ def _passing(base: Any) -> Any:
 
 
 def _is_http(protocol: Any) -> bool:
-    return hasattr(protocol, "whole")
+    return hasattr(protocol, "watch")
 
 
 def _restore(websocket_class: Any, protocol: Any, state: bytes) -> None:
@@ -256,8 +252,13 @@ def _rests(protocol: Any) -> bool:
 
         conn = protocol.conn
         return conn.our_state is IDLE and conn.their_state is IDLE and not conn.trailing_data[0]
-    # httptools; nothing is known of others
-    return hasattr(protocol, "pipeline") and protocol.whole is protocol.scope and not protocol.pipeline
+    if not hasattr(protocol, "pipeline"):
+        return False  # httptools has one; nothing is known of others
+    if cycle is None:
+        return protocol.scope is None
+    # A request's first byte makes the scope, its head the cycle. One that was answered before its body had come leaves it open
+    # whether that has come since: such a connection moves after its next request.
+    return protocol.scope is cycle.scope and not cycle.more_body and not protocol.pipeline
 
 
 def main() -> None:

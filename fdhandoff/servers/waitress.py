@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 try:
-    from waitress import runner
+    from waitress import runner, wasyncore
     from waitress.adjustments import Adjustments
     from waitress.channel import HTTPChannel
     from waitress.server import BaseWSGIServer, create_server
@@ -92,6 +92,7 @@ class _Serving:
             server.readable = partial(self._accepts, server.readable)
         self._timeout = self._servers[0].adj.asyncore_loop_timeout
         self._polls = self._servers[0].adj.asyncore_use_poll
+        self._leaving = False
         service.receive_connections(self._take)
 
     def run(self) -> None:
@@ -101,6 +102,7 @@ class _Serving:
 
         def watch() -> None:
             service.wait()
+            self._leaving = True
             self._turn_soon()
             reports.append(service.drain())
             self._turn_soon()
@@ -108,7 +110,7 @@ class _Serving:
         watcher = threading.Thread(target=watch, name="fdhandoff-waitress", daemon=True)
         watcher.start()
         pauses, retry = Pauses(), 0.0
-        while not service.draining:
+        while not self._leaving:
             self._turn(self._timeout)
         self._announce()
         while not reports:
@@ -130,7 +132,7 @@ class _Serving:
 
     def _turn(self, timeout: float) -> None:
         polls = self._polls or max(self._map, default=0) >= _SELECT_MAX
-        self._servers[0].asyncore.loop(timeout=timeout, use_poll=polls, map=self._map, count=1)
+        (wasyncore.poll2 if polls else wasyncore.poll)(timeout, self._map)
 
     def _turn_soon(self) -> None:
         self._servers[0].pull_trigger()
