@@ -14,7 +14,7 @@ import threading
 import time
 
 from . import background, registry
-from .deadline import FOREVER, after, format_duration
+from .deadline import FOREVER, after, format_duration, passed
 from .errors import (
     NEW,
     OLD,
@@ -77,6 +77,8 @@ DRAINING = "draining"
 STOPPED = "stopped"
 
 REPORT_SECONDS = 1.0
+# How often who drains looks for connections of a server that accepts by itself.
+OBSERVE_SECONDS = 0.1
 # How often who serves looks whether a closed gate was opened again: that is, after a rollback.
 REOPEN_SECONDS = 0.05
 
@@ -166,6 +168,7 @@ class Service:
         self.verdict: str = ""
         self._log = log or self._to_stderr
         self._on_event = on_event
+        self._observed: Callable[[], int] | None = None
         self._state_hook: Callable[[], bytes] | None = None
         self.since = time.time()
         self._lock = threading.Lock()
@@ -443,6 +446,18 @@ class Service:
         ``receive_connections`` implies it."""
         self.crossing.leaves = True
 
+    def observes(self, count: Callable[[], int]) -> None:
+        """For a server that accepts by itself: ``count()`` says how many connections it has now, for ``drain()`` and for the
+        status, beside those in the gate. It is called in any thread. Say it before ``ready()``."""
+        if self.state_word != STARTING:
+            raise UpgradeError("observes() comes before ready()", serving=OLD)
+        self._observed = count
+
+    @property
+    def inside(self) -> int:
+        """How many connections, or what else enters the gate, this generation has now."""
+        return self.gate.active + (self._observed() if self._observed is not None else 0)
+
     @property
     def has_heir(self) -> bool:
         """Whether a generation that serves now takes connections of this one."""
@@ -582,14 +597,16 @@ class Service:
         began = self._drain_began or time.monotonic()
         self.event("drain.begun", why=self.verdict)
         self.gate.close()
+        observed = self._observed() if self._observed is not None else 0
         deadline = after(limit)
         while not self._drained_within(deadline):
             if self.upgrader.handoff is not None:
                 left = None if limit is None else max(0.0, (deadline - time.monotonic_ns()) / 1e9)
-                self.upgrader.handoff.report(self.gate.active, time.monotonic() - began, left)
-        counters = self.gate.counters
-        finished, seconds = counters.finished - self._finished_before, time.monotonic() - began
-        report = DrainReport(finished, self.gate.active, seconds, self.crossing.moved)
+                self.upgrader.handoff.report(self.inside, time.monotonic() - began, left)
+        forced, seconds = self.inside, time.monotonic() - began
+        finished = self.gate.counters.finished - self._finished_before
+        finished += max(0, observed - (forced - self.gate.active))
+        report = DrainReport(finished, forced, seconds, self.crossing.moved)
         if self.upgrader.handoff is not None:
             self.upgrader.handoff.drained(report.finished, report.forced)
         self.say(
@@ -603,13 +620,34 @@ class Service:
     def _drained_within(self, deadline: int) -> bool:
         """Whether the drain is over: empty, late, or hurried. Waits a second for it."""
         self.gate.settle()
+        soon = min(deadline, after(REPORT_SECONDS))
         try:
-            wait((self.gate.fileno(),), (), min(deadline, after(REPORT_SECONDS)), self._hurry.fileno())
+            wait((self.gate.fileno(),), (), soon, self._hurry.fileno())
+            while self._observed is not None and not self._gone():
+                if passed(soon):
+                    raise DeadlineExceeded("connections are left")
         except DeadlineExceeded:
             return deadline != FOREVER and time.monotonic_ns() >= deadline
         except Woken:
             return True
         return True
+
+    def _gone(self) -> bool:
+        """Whether what no descriptor tells of is gone: seen twice, as one may just be on its way from a queue."""
+        for _ in range(2):
+            if self.inside:
+                break
+            self._look_again()
+        else:
+            return True
+        self._look_again()
+        return False
+
+    def _look_again(self) -> None:
+        try:
+            wait((), (), after(OBSERVE_SECONDS), self._hurry.fileno())
+        except DeadlineExceeded:
+            pass
 
     async def drain_async(self, grace: float | None = -1.0) -> DrainReport:
         """``drain()`` for asyncio."""

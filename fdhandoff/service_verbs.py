@@ -131,7 +131,7 @@ def status(service: Service) -> dict[str, Any]:
                 "pids": [os.getpid()],
                 "state": service.state_word,
                 "since": service.since,
-                "active": counters.active,
+                "active": service.inside,
                 "accepted": counters.accepted,
                 "share": 1.0 if service.owner else 0.0,
                 "deadline": service.drain_seconds_left,
