@@ -11,7 +11,7 @@ from .listener import check_name
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Any
 
     from typing_extensions import TypedDict
@@ -106,6 +106,24 @@ def address_of(host: str, port: int) -> str:
 def listeners_of(service: Service, name: str, address: str) -> list[socket.socket]:
     """What whoever started us passed, whatever our own options say; else the listener ``name`` at ``address``."""
     return list(service.listeners) if service.inherited else service.listen_all(name, address)
+
+
+def connections_at(listeners: Sequence[socket.socket], pids: Callable[[], Collection[int]]) -> Callable[[], int]:
+    """For ``Service.observes``: what the kernel says of the connections that these processes have."""
+    from .system.connections import count, unix_connections_of
+
+    named: list[tuple[int, Any]] = [(one.family, one.getsockname()) for one in listeners]
+
+    def counted() -> int:
+        found, total = pids(), 0
+        for family, name in named:
+            if isinstance(name, tuple):
+                total += count(name[1], found, family)
+            else:
+                total += len(unix_connections_of(os.fsencode(name), found))
+        return total
+
+    return counted
 
 
 def service_name(application: Any, server: str) -> str:

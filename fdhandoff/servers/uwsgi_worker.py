@@ -1,0 +1,170 @@
+"""What the adapter for uWSGI does in uWSGI's own processes, which load this module in the application's place."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import threading
+
+import uwsgi
+
+from ..generation import Generation
+from ..system.epolls import put_back, take_out
+from ..system.process import start_time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..system.epolls import Entry
+
+_LOOK_SECONDS = 0.05
+
+
+class Worker:
+    """The service, as far as a worker of uWSGI knows it: ``environ["fdhandoff"]``. ``draining``: another generation serves, or
+    is about to, and each answer says ``Connection: close``."""
+
+    def __init__(self) -> None:
+        self.name = _told("name")
+        pid = int(_told("pid"))
+        self.generation = Generation(int(_told("generation")), pid, start_time(pid))
+        self.draining = False
+        self._fds = {role: int(_told(role)) for role in ("said", "life", "closed")}
+        for fd in self._fds.values():
+            os.set_inheritable(fd, False)
+        self._shares = _told("shares") == "1"
+        self._announces = _told("keeps") != "1"
+        self._taken: set[Entry] = set()
+
+    def begin(self) -> None:
+        """In a worker, once it has the application."""
+        threading.Thread(target=self._attend, name="fdhandoff", daemon=True).start()
+        first = sum(worker["status"] != b"cheap" for worker in uwsgi.workers())
+        try:
+            os.write(self._fds["said"], bytes([max(1, min(first, 255))]))
+        except BrokenPipeError:
+            pass  # it hears the end of ``life``
+
+    def _attend(self) -> None:
+        """Follows the gate: nothing is accepted while it is closed, where the queue is another's as well."""
+        closed, life = self._fds["closed"], self._fds["life"]
+        inodes = {os.fstat(fd).st_ino for fd in uwsgi.sockets}
+        poller = select.poll()
+        poller.register(life, 0)  # it says nothing but its end
+        poller.register(closed, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poller.poll(_LOOK_SECONDS * 1000 if self.draining else None)}
+            if life in ready:
+                os.kill(uwsgi.masterpid(), signal.SIGTERM)  # whom we work for has died
+                return
+            if self.draining:
+                select.select([life], [], [], _LOOK_SECONDS)
+            self.draining = closed in ready
+            if self.draining and self._shares:
+                self._taken |= take_out(inodes)  # again and again: a thread may just have begun
+            elif self._taken:
+                put_back(self._taken)
+                self._taken.clear()
+
+    def wrap(self, application: Any) -> Any:
+        def handed(environ: dict[str, Any], start_response: Any) -> Any:
+            announced = False
+            ends = self._announces or environ.get("HTTP_CONNECTION", "").lower() == "close"
+
+            def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+                nonlocal announced
+                announced = ends or self.draining
+                if announced:
+                    headers = [pair for pair in headers if pair[0].lower() != "connection"]
+                    headers.append(("Connection", "close"))
+                return start_response(status, headers, *error)
+
+            environ["fdhandoff"] = self
+            answer = application(environ, start)
+            if self._announces or not (announced or ends or self.draining) or hasattr(answer, "read"):
+                return answer  # a file is uWSGI's to send
+            return _Last(answer, lambda: announced)
+
+        return handed
+
+
+class _Last:
+    """An answer behind which the connection ends, if ``announced()``: ``--http11-socket`` does what neither its answers nor its
+    clients say, and waits for the next request until its timeout."""
+
+    def __init__(self, answer: Any, announced: Callable[[], bool]) -> None:
+        self._answer = answer
+        self._announced = announced
+
+    def __iter__(self) -> Any:
+        return iter([self._answer] if isinstance(self._answer, bytes) else self._answer)  # uWSGI takes both
+
+    def close(self) -> None:
+        if hasattr(self._answer, "close"):
+            self._answer.close()
+        if self._announced():
+            with socket.socket(fileno=os.dup(uwsgi.connection_fd())) as connection:
+                try:
+                    connection.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # the client was quicker
+
+
+def _told(key: str) -> str:
+    return os.fsdecode(uwsgi.opt[f"{__name__}.{key}"])
+
+
+def _load() -> Any:
+    """The application, named as for uWSGI."""
+    name, _, function = _told("application").partition(":")
+    if _told("is_file") == "1":
+        name, function = _told("application"), ""
+        module_name = "uwsgi_file_" + re.sub(r"\W", "_", name)
+        spec = importlib.util.spec_from_file_location(module_name, name)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{name} is no Python file")
+        module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(name)
+    function = function or _told("callable")
+    found = getattr(module, function.removesuffix("()"))
+    return found() if function.endswith("()") else found
+
+
+def _prepared() -> Any:
+    if len(uwsgi.sockets) > int(_told("sockets")):
+        sys.exit("fdhandoff: a file names a listener, which nobody would take over: name all on the command line")
+    application = _load()
+    try:
+        worker = Worker()
+    except OSError:
+        # uWSGI has executed itself anew, and keeps nothing but its own descriptors for that.
+        print(
+            "fdhandoff: uWSGI's own reload leaves the handoff out: reload with HUP to the adapter's process", flush=True
+        )
+        return application
+    if uwsgi.worker_id():
+        worker.begin()
+    else:
+        before = getattr(uwsgi, "post_fork_hook", None)
+
+        def forked() -> None:
+            if before is not None:
+                before()
+            if uwsgi.worker_id():
+                worker.begin()
+
+        uwsgi.post_fork_hook = forked
+    return worker.wrap(application)
+
+
+application = _prepared()
