@@ -3,12 +3,15 @@
 
 granian's own code accepts and answers. So what can be done is done around it: the next generation takes the listener over and
 has loaded the application in each of its workers before it says that it is ready; until then, and for the probation, the old
-one's workers answer. Then they end in granian's way: what is being answered is finished, and an idle connection is closed
-without a word, so that a request which is sent at that very moment is lost. Clients with one request to a connection lose none.
+one's workers answer. Then they accept no more, and each answer says ``Connection: close``; when the kernel knows of no
+connection of theirs any more they end. Where a client has spoken HTTP/2 they end at once, in granian's way, which tells such
+clients to go; an idle connection of HTTP/1 is closed without a word then.
 """
 
 from __future__ import annotations
 
+import asyncio
+import mmap
 import multiprocessing
 import os
 import select
@@ -27,10 +30,11 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs granian: pip install 'granian>=2.8' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name, settings, split, taken, with_service
+from ..adapting import address_of, connections_at, listeners_of, service_name, settings, split, taken
 from ..errors import HandoffError
 from ..service import Service
 from ..successor import BLOCKED
+from ..system.epolls import take_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +44,9 @@ _cli: Any = granian.cli
 _holder: Any = granian.net.SocketHolder  # type: ignore[attr-defined]
 _LOOK_SECONDS = 0.1
 _GRACE_SECONDS = 30
+# What a worker has that is cut at the end of that, before it is killed.
+_CUT_SECONDS = 3
+_COME_AGAIN = 1012
 
 
 class Granian(_base):  # type: ignore[misc]
@@ -66,28 +73,27 @@ class Granian(_base):  # type: ignore[misc]
         multiprocessing.set_start_method("fork", force=True)
         with Service(**self._options, grace=float(self.workers_kill_timeout or _GRACE_SECONDS)) as service:
             self._listener = listeners_of(service, "http", self._address())[0]
-            barrier = _Barrier()
-            loader = partial(barrier.load, lambda: self._with_service(target_loader(), service))
-            self.startup(spawn_target, loader)
+            service.observes(connections_at([self._listener], lambda: [worker.inner.pid for worker in self.wrks]))
+            service.drains_when_asked()
+            barrier, parting = _Barrier(), _Parting()
+            wrap = {Interfaces.WSGI: parting.wsgi, Interfaces.RSGI: parting.rsgi}.get(self.interface, parting.asgi)
+
+            def load() -> Any:
+                """In a worker."""
+                parting.attend(self._listener)
+                return barrier.load(lambda: wrap(target_loader(), service))
+
+            self.startup(spawn_target, load)
             if barrier.wait(service, self.workers, self.main_loop_interrupt):
                 service.ready()
                 barrier.open(self.workers)
-                threading.Thread(target=self._end, args=(service,), name="fdhandoff-granian", daemon=True).start()
-                self._serve_loop(spawn_target, loader)
+                ending = threading.Thread(
+                    target=self._end, args=(service, parting), name="fdhandoff-granian", daemon=True
+                )
+                ending.start()
+                self._serve_loop(spawn_target, load)
             barrier.close()
             self.shutdown()
-
-    def _with_service(self, application: Any, service: Service) -> Any:
-        if self.interface == Interfaces.WSGI:
-            return with_service(application, service)
-        if self.interface == Interfaces.RSGI:
-            return application
-
-        async def handed(scope: Any, receive: Any, send: Any) -> None:
-            scope.setdefault("state", {})["fdhandoff"] = service
-            await application(scope, receive, send)
-
-        return handed
 
     def _address(self) -> str:
         if self.bind_uds:
@@ -108,9 +114,169 @@ class Granian(_base):  # type: ignore[misc]
     def _unlink_pidfile(self) -> None:
         """granian removes its Unix socket here, too, which another may have by now: it is the service's business."""
 
-    def _end(self, service: Service) -> None:
-        if service.wait():
-            self.signal_handler_interrupt()
+    def _end(self, service: Service, parting: _Parting) -> None:
+        service.wait()
+        if parting.begin() and service.drain().forced:
+            self.workers_kill_timeout = _CUT_SECONDS
+        self.signal_handler_interrupt()
+
+
+class _Parting:
+    """How the workers hear that another generation serves, and what they do then: they accept no more, and answers say so.
+    ``begun``, in a worker."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._hear, self._say = os.pipe()
+        self._spoke_http2 = mmap.mmap(-1, 1)  # all workers'
+        self._websockets: set[_WebSocket] = set()
+
+    def begin(self) -> bool:
+        """Whether it is of use to wait for the clients: HTTP/2 knows no such answers."""
+        os.write(self._say, b".")  # nobody takes it away: it is for whoever looks
+        return not self._spoke_http2[0]
+
+    def attend(self, listener: socket.socket) -> None:
+        """In a worker."""
+        os.close(self._say)
+        inode = os.fstat(listener.fileno()).st_ino
+        threading.Thread(target=self._attend, args=(inode,), name="fdhandoff-granian", daemon=True).start()
+
+    def _attend(self, inode: int) -> None:
+        poller = select.poll()
+        poller.register(self._hear, select.POLLIN)
+        ((_, events),) = poller.poll()
+        self.begun = True
+        take_out({inode})
+        for websocket in list(self._websockets):
+            websocket.end()
+        if events & select.POLLIN:
+            poller.modify(self._hear, 0)
+            poller.poll()
+        os.kill(os.getpid(), signal.SIGTERM)  # whom we work for has died
+
+    def _can_say(self, version: str) -> bool:
+        """Whether an answer in this version of HTTP can say that its connection ends."""
+        if version[:1] == "1":
+            return True
+        self._spoke_http2[0] = 1
+        return False
+
+    def asgi(self, application: Any, service: Service) -> Any:
+        async def handed(scope: Any, receive: Any, send: Any) -> None:
+            scope.setdefault("state", {})["fdhandoff"] = service
+            if scope["type"] == "http" and self._can_say(scope["http_version"]):
+
+                def announcing(message: Any) -> Any:
+                    if self.begun and message["type"] == "http.response.start":
+                        message = {
+                            **message,
+                            "headers": [*_others(message.get("headers", ())), (b"connection", b"close")],
+                        }
+                    return send(message)
+
+                await application(scope, receive, announcing)
+            elif scope["type"] == "websocket":
+                with _WebSocket(send, self._websockets) as websocket:
+                    await application(scope, receive, websocket.send)
+            else:
+                await application(scope, receive, send)
+
+        return handed
+
+    def wsgi(self, application: Any, service: Service) -> Any:
+        def handed(environ: Any, start_response: Any) -> Any:
+            environ["fdhandoff"] = service
+            if not self._can_say(environ["SERVER_PROTOCOL"].rpartition("/")[2]):
+                return application(environ, start_response)
+
+            def start(status: str, headers: Any, *error: Any) -> Any:
+                if self.begun:
+                    headers = [*_others(headers), ("Connection", "close")]
+                return start_response(status, headers, *error)
+
+            return application(environ, start)
+
+        return handed
+
+    def rsgi(self, application: Any, _: Service) -> Any:
+        return _Rsgi(application, self)
+
+
+def _others(headers: Any) -> list[Any]:
+    """Without one about the connection."""
+    return [(name, value) for name, value in headers if name.lower() not in ("connection", b"connection")]
+
+
+class _WebSocket:
+    """One of ASGI's, which can be told to come again."""
+
+    def __init__(self, send: Any, everyone: set[_WebSocket]) -> None:
+        self._send = send
+        self._everyone = everyone
+        self._loop = asyncio.get_running_loop()
+        self._accepted = False
+
+    def __enter__(self) -> _WebSocket:
+        self._everyone.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._everyone.discard(self)
+
+    def send(self, message: Any) -> Any:
+        self._accepted = self._accepted or message["type"] == "websocket.accept"
+        return self._send(message)
+
+    def end(self) -> None:
+        """In any thread."""
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if self._accepted and self in self._everyone:
+            self._loop.create_task(self._send({"type": "websocket.close", "code": _COME_AGAIN}))
+
+
+class _Rsgi:
+    """An RSGI application whose answers say, once ``parting`` has begun, that their connection ends."""
+
+    def __init__(self, application: Any, parting: _Parting) -> None:
+        self._call = getattr(application, "__rsgi__", application)
+        self._parting = parting
+        for name in ("__rsgi_init__", "__rsgi_del__"):
+            if hasattr(application, name):
+                setattr(self, name, getattr(application, name))
+
+    def __rsgi__(self, scope: Any, proto: Any) -> Any:
+        if scope.proto == "http" and self._parting._can_say(scope.http_version):
+            proto = _Answering(proto, self._parting)
+        return self._call(scope, proto)
+
+
+class _Answering:
+    """RSGI's protocol, for one request of such an application."""
+
+    __slots__ = ("_parting", "_proto")
+
+    def __init__(self, proto: Any, parting: _Parting) -> None:
+        self._proto = proto
+        self._parting = parting
+
+    def __call__(self) -> Any:
+        return self._proto()
+
+    def __aiter__(self) -> Any:
+        return self._proto.__aiter__()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._proto, name)
+        if not name.startswith("response_") or not self._parting.begun:
+            return found
+
+        def respond(status: int, headers: Any, *rest: Any) -> Any:
+            return found(status, [*_others(headers), ("connection", "close")], *rest)
+
+        return respond
 
 
 class _Barrier:

@@ -159,6 +159,11 @@ def test_gunicorn_with_the_workers_of_uvicorn_or_its_own_for_asgi_closes_as_uvic
 def test_the_adapter_is_named_where_there_is_one() -> None:
     assert known("uvicorn a:b")["says"][0].endswith("python -m fdhandoff.servers.uvicorn instead loses none")
     assert "fdhandoff.servers" not in known("gunicorn a:b")["says"][0]
+    assert known("uwsgi --http-socket fd://3")["says"][0].endswith(
+        "python -m fdhandoff.servers.uwsgi instead loses none"
+    )
+    said = known("granian a:b")["says"][0]
+    assert said.endswith("binds an address itself; python -m fdhandoff.servers.granian takes it"), said
     for server in SERVERS:
         said = known(server.names[0] if server.names[0] not in ("flask", "runserver") else "flask run")["says"][0]
         there = (Path(recognition.__file__).parents[1] / "servers" / f"{server.adapter}.py").exists()
@@ -166,12 +171,9 @@ def test_the_adapter_is_named_where_there_is_one() -> None:
 
 
 def test_what_has_no_command_line_to_stand_for_it_is_told_as_it_is() -> None:
-    """CherryPy's daemon reads no program of the user's in which a word could be changed; granian's adapter loses as much as
-    granian does."""
+    """CherryPy's daemon reads no program of the user's in which a word could be changed."""
     said = known("cherryd -i x")["says"][0]
     assert said.endswith("; a program with fdhandoff.servers.cherrypy.quickstart instead loses none")
-    said = known("granian a:b")["says"][0]
-    assert said.endswith("binds an address itself; python -m fdhandoff.servers.granian takes it")
 
 
 def test_an_operator_says_which_server_it_is_or_that_it_is_none() -> None:
