@@ -155,52 +155,53 @@ class _Parting:
             poller.poll()
         os.kill(os.getpid(), signal.SIGTERM)  # whom we work for has died
 
-    def _can_say(self, version: str) -> bool:
-        """Whether an answer in this version of HTTP can say that its connection ends."""
-        if version[:1] == "1":
-            return True
-        self._spoke_http2[0] = 1
-        return False
+    # What these cost while this generation serves, each request pays. One that is under way when the parting begins does not
+    # announce it; the next on its connection does.
 
     def asgi(self, application: Any, service: Service) -> Any:
-        async def handed(scope: Any, receive: Any, send: Any) -> None:
-            scope.setdefault("state", {})["fdhandoff"] = service
-            if scope["type"] == "http" and self._can_say(scope["http_version"]):
-
-                def announcing(message: Any) -> Any:
-                    if self.begun and message["type"] == "http.response.start":
-                        message = {
-                            **message,
-                            "headers": [*_others(message.get("headers", ())), (b"connection", b"close")],
-                        }
-                    return send(message)
-
-                await application(scope, receive, announcing)
-            elif scope["type"] == "websocket":
-                with _WebSocket(send, self._websockets) as websocket:
-                    await application(scope, receive, websocket.send)
-            else:
-                await application(scope, receive, send)
+        def handed(scope: Any, receive: Any, send: Any) -> Any:
+            kind = scope["type"]
+            if "state" not in scope:
+                scope["state"] = {}
+            scope["state"]["fdhandoff"] = service
+            if kind == "http":
+                if scope["http_version"][0] != "1":
+                    self._spoke_http2[0] = 1
+                elif self.begun:
+                    send = partial(_announcing, send)
+            elif kind == "websocket":
+                return self._talk(application, scope, receive, send)
+            return application(scope, receive, send)
 
         return handed
+
+    async def _talk(self, application: Any, scope: Any, receive: Any, send: Any) -> None:
+        with _WebSocket(send, self._websockets) as websocket:
+            await application(scope, receive, websocket.send)
 
     def wsgi(self, application: Any, service: Service) -> Any:
         def handed(environ: Any, start_response: Any) -> Any:
             environ["fdhandoff"] = service
-            if not self._can_say(environ["SERVER_PROTOCOL"].rpartition("/")[2]):
-                return application(environ, start_response)
-
-            def start(status: str, headers: Any, *error: Any) -> Any:
-                if self.begun:
-                    headers = [*_others(headers), ("Connection", "close")]
-                return start_response(status, headers, *error)
-
-            return application(environ, start)
+            if "1" not in environ["SERVER_PROTOCOL"]:
+                self._spoke_http2[0] = 1
+            elif self.begun:
+                start_response = partial(_starting, start_response)
+            return application(environ, start_response)
 
         return handed
 
     def rsgi(self, application: Any, _: Service) -> Any:
         return _Rsgi(application, self)
+
+
+def _announcing(send: Any, message: Any) -> Any:
+    if message["type"] == "http.response.start":
+        message = {**message, "headers": [*_others(message.get("headers", ())), (b"connection", b"close")]}
+    return send(message)
+
+
+def _starting(start_response: Any, status: str, headers: Any, *error: Any) -> Any:
+    return start_response(status, [*_others(headers), ("Connection", "close")], *error)
 
 
 def _others(headers: Any) -> list[Any]:
@@ -248,19 +249,21 @@ class _Rsgi:
                 setattr(self, name, getattr(application, name))
 
     def __rsgi__(self, scope: Any, proto: Any) -> Any:
-        if scope.proto == "http" and self._parting._can_say(scope.http_version):
-            proto = _Answering(proto, self._parting)
+        parting = self._parting
+        if scope.http_version[0] != "1":
+            parting._spoke_http2[0] = 1
+        elif parting.begun and scope.proto == "http":
+            proto = _Announcing(proto)
         return self._call(scope, proto)
 
 
-class _Answering:
+class _Announcing:
     """RSGI's protocol, for one request of such an application."""
 
-    __slots__ = ("_parting", "_proto")
+    __slots__ = ("_proto",)
 
-    def __init__(self, proto: Any, parting: _Parting) -> None:
+    def __init__(self, proto: Any) -> None:
         self._proto = proto
-        self._parting = parting
 
     def __call__(self) -> Any:
         return self._proto()
@@ -270,7 +273,7 @@ class _Answering:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._proto, name)
-        if not name.startswith("response_") or not self._parting.begun:
+        if not name.startswith("response_"):
             return found
 
         def respond(status: int, headers: Any, *rest: Any) -> Any:

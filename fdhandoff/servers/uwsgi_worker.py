@@ -20,7 +20,6 @@ from ..system.process import start_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from ..system.epolls import Entry
@@ -75,34 +74,38 @@ class Worker:
                 self._taken.clear()
 
     def wrap(self, application: Any) -> Any:
+        """What it costs while this generation serves, each request pays."""
+        always = self._announces
+
         def handed(environ: dict[str, Any], start_response: Any) -> Any:
-            announced = False
-            ends = self._announces or environ.get("HTTP_CONNECTION", "").lower() == "close"
-
-            def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
-                nonlocal announced
-                announced = ends or self.draining
-                if announced:
-                    headers = [pair for pair in headers if pair[0].lower() != "connection"]
-                    headers.append(("Connection", "close"))
-                return start_response(status, headers, *error)
-
             environ["fdhandoff"] = self
+            if always or self.draining or ("HTTP_CONNECTION" in environ and _ends(environ)):
+                return ending(environ, start_response)
+            return application(environ, start_response)
+
+        def ending(environ: dict[str, Any], start_response: Any) -> Any:
+            def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+                headers = [pair for pair in headers if pair[0].lower() != "connection"]
+                return start_response(status, [*headers, ("Connection", "close")], *error)
+
             answer = application(environ, start)
-            if self._announces or not (announced or ends or self.draining) or hasattr(answer, "read"):
+            if always or hasattr(answer, "read"):
                 return answer  # a file is uWSGI's to send
-            return _Last(answer, lambda: announced)
+            return _Last(answer)
 
         return handed
 
 
-class _Last:
-    """An answer behind which the connection ends, if ``announced()``: ``--http11-socket`` does what neither its answers nor its
-    clients say, and waits for the next request until its timeout."""
+def _ends(environ: dict[str, Any]) -> bool:
+    return bool(environ["HTTP_CONNECTION"].lower() == "close")
 
-    def __init__(self, answer: Any, announced: Callable[[], bool]) -> None:
+
+class _Last:
+    """An answer behind which the connection ends: ``--http11-socket`` does what neither its answers nor its clients say, and
+    waits for the next request until its timeout."""
+
+    def __init__(self, answer: Any) -> None:
         self._answer = answer
-        self._announced = announced
 
     def __iter__(self) -> Any:
         return iter([self._answer] if isinstance(self._answer, bytes) else self._answer)  # uWSGI takes both
@@ -110,12 +113,11 @@ class _Last:
     def close(self) -> None:
         if hasattr(self._answer, "close"):
             self._answer.close()
-        if self._announced():
-            with socket.socket(fileno=os.dup(uwsgi.connection_fd())) as connection:
-                try:
-                    connection.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # the client was quicker
+        with socket.socket(fileno=os.dup(uwsgi.connection_fd())) as connection:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the client was quicker
 
 
 def _told(key: str) -> str:
