@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from ..connection import CountedSocket
+
 # select() knows descriptors below this alone; with few of them it costs less than poll(), which waitress gives each anew.
 _SELECT_MAX = 1024
 _LISTENING = ("listen", "host", "port", "unix_socket", "unix_socket_perms", "ipv4", "ipv6", "sockets")
@@ -83,7 +85,8 @@ class _Serving:
         self._service = service
         self._departure = Departure(service)
         self._map: dict[int, Any] = {}
-        sockets = [GatedListener(listener, service.gate) for listener in listeners]
+        self._refused = False  # an accept found the gate closed
+        sockets = [_Listener(listener, self) for listener in listeners]
         self._whole = create_server(app, map=self._map, sockets=sockets, **options)
         self._task = type("Task", (WSGITask,), {})  # also of those that are under way when the drain begins
         self._servers = [one for one in self._map.values() if isinstance(one, BaseWSGIServer)]
@@ -138,7 +141,10 @@ class _Serving:
         self._servers[0].pull_trigger()
 
     def _accepts(self, readable: Any) -> bool:
-        return bool(readable()) and not self._service.gate.closed
+        """Asked in every turn of the loop. To look at the gate lets another thread run first, for which this one waits."""
+        if self._refused:
+            self._refused = self._service.gate.closed
+        return not self._refused and bool(readable())
 
     # --- connections come and go --------------------------------------------------------------------------------
 
@@ -180,6 +186,19 @@ class _Serving:
             return WSGITask.build_response_header(task)
 
         self._task.build_response_header = build_response_header  # type: ignore[attr-defined]
+
+
+class _Listener(GatedListener):
+    def __init__(self, listener: socket.socket, serving: _Serving) -> None:
+        super().__init__(listener, serving._service.gate)
+        self._serving = serving
+
+    def accept(self) -> tuple[CountedSocket, Any]:
+        try:
+            return super().accept()
+        except BlockingIOError:
+            self._serving._refused = self.gate.closed
+            raise
 
 
 def _rests(channel: Any) -> bool:
