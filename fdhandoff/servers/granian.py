@@ -47,6 +47,7 @@ _GRACE_SECONDS = 30
 # What a worker has that is cut at the end of that, before it is killed.
 _CUT_SECONDS = 3
 _COME_AGAIN = 1012
+_HTTP1 = frozenset(("1", "1.0", "1.1"))
 
 
 class Granian(_base):  # type: ignore[misc]
@@ -76,7 +77,12 @@ class Granian(_base):  # type: ignore[misc]
             service.observes(connections_at([self._listener], lambda: [worker.inner.pid for worker in self.wrks]))
             service.drains_when_asked()
             barrier, parting = _Barrier(), _Parting()
-            wrap = {Interfaces.WSGI: parting.wsgi, Interfaces.RSGI: parting.rsgi}.get(self.interface, parting.asgi)
+            wraps: dict[Any, Any] = {
+                Interfaces.WSGI: parting.wsgi,
+                Interfaces.RSGI: parting.rsgi,
+                Interfaces.ASGINL: partial(parting.asgi, lifespan=False),
+            }
+            wrap: Any = wraps.get(self.interface, parting.asgi)
 
             def load() -> Any:
                 """In a worker."""
@@ -158,22 +164,29 @@ class _Parting:
     # What these cost while this generation serves, each request pays. One that is under way when the parting begins does not
     # announce it; the next on its connection does.
 
-    def asgi(self, application: Any, service: Service) -> Any:
+    def asgi(self, application: Any, service: Service, *, lifespan: bool = True) -> Any:
         def handed(scope: Any, receive: Any, send: Any) -> Any:
-            kind = scope["type"]
-            if "state" not in scope:
-                scope["state"] = {}
+            if scope["type"] == "http" and scope["http_version"] in _HTTP1 and not self.begun:
+                return application(scope, receive, send)
+            return unusual(scope, receive, send)
+
+        def without_lifespan(scope: Any, receive: Any, send: Any) -> Any:
             scope["state"]["fdhandoff"] = service
-            if kind == "http":
-                if scope["http_version"][0] != "1":
-                    self._spoke_http2[0] = 1
-                elif self.begun:
-                    send = partial(_announcing, send)
+            return handed(scope, receive, send)
+
+        def unusual(scope: Any, receive: Any, send: Any) -> Any:
+            kind = scope["type"]
+            if kind == "lifespan":
+                scope["state"]["fdhandoff"] = service  # it is every request's, then
             elif kind == "websocket":
                 return self._talk(application, scope, receive, send)
+            elif scope["http_version"] in _HTTP1:
+                send = partial(_announcing, send)
+            else:
+                self._spoke_http2[0] = 1
             return application(scope, receive, send)
 
-        return handed
+        return handed if lifespan else without_lifespan
 
     async def _talk(self, application: Any, scope: Any, receive: Any, send: Any) -> None:
         with _WebSocket(send, self._websockets) as websocket:
@@ -182,7 +195,7 @@ class _Parting:
     def wsgi(self, application: Any, service: Service) -> Any:
         def handed(environ: Any, start_response: Any) -> Any:
             environ["fdhandoff"] = service
-            if "1" not in environ["SERVER_PROTOCOL"]:
+            if environ["SERVER_PROTOCOL"][:6] != "HTTP/1":
                 self._spoke_http2[0] = 1
             elif self.begun:
                 start_response = partial(_starting, start_response)
@@ -250,7 +263,7 @@ class _Rsgi:
 
     def __rsgi__(self, scope: Any, proto: Any) -> Any:
         parting = self._parting
-        if scope.http_version[0] != "1":
+        if scope.http_version not in _HTTP1:
             parting._spoke_http2[0] = 1
         elif parting.begun and scope.proto == "http":
             proto = _Announcing(proto)

@@ -66,6 +66,7 @@ async def serve(
             await service.ready_async()
             accepting = asyncio.create_task(passage.serve())
             await service.wait_async()
+            vars(server)["start_request"] = server._start_request
             await passage.leave()
             for handler in list(websockets):
                 handler.close(_RESTART, "service restart")
@@ -75,7 +76,7 @@ async def serve(
         await server.close_all_connections()
 
 
-# A request needs neither: the one is where websockets begin, the other is put where answers do when they shall end.
+# A request pays for neither: the one is where websockets begin, the other is put where answers do when they shall end.
 
 
 @contextlib.contextmanager
@@ -125,12 +126,11 @@ class Server(HTTPServer):
     def streams(self) -> Iterable[Any]:
         return [connection.stream for connection in self._connections]
 
-    def start_request(self, server_conn: Any, request_conn: Any) -> Any:
-        """It begins to wait for a connection's next request."""
-        passage = self.passage
-        if passage.leaving and isinstance(server_conn.stream, Stream):
-            passage.later(server_conn.stream)
-        return super().start_request(server_conn, request_conn)
+    def _start_request(self, server_conn: Any, request_conn: Any) -> Any:
+        """It begins to wait for a connection's next request: ``start_request``, from when this process leaves on."""
+        if isinstance(server_conn.stream, Stream):
+            self.passage.later(server_conn.stream)
+        return HTTPServer.start_request(self, server_conn, request_conn)
 
 
 class _Passage(Passage):

@@ -41,6 +41,7 @@ class Worker:
             os.set_inheritable(fd, False)
         self._shares = _told("shares") == "1"
         self._announces = _told("keeps") != "1"
+        self._ends = self._announces
         self._taken: set[Entry] = set()
 
     def begin(self) -> None:
@@ -67,6 +68,7 @@ class Worker:
             if self.draining:
                 select.select([life], [], [], _LOOK_SECONDS)
             self.draining = closed in ready
+            self._ends = self.draining or self._announces
             if self.draining and self._shares:
                 self._taken |= take_out(inodes)  # again and again: a thread may just have begun
             elif self._taken:
@@ -75,11 +77,15 @@ class Worker:
 
     def wrap(self, application: Any) -> Any:
         """What it costs while this generation serves, each request pays."""
-        always = self._announces
 
         def handed(environ: dict[str, Any], start_response: Any) -> Any:
             environ["fdhandoff"] = self
-            if always or self.draining or ("HTTP_CONNECTION" in environ and _ends(environ)):
+            if self._ends or "HTTP_CONNECTION" in environ:
+                return unusual(environ, start_response)
+            return application(environ, start_response)
+
+        def unusual(environ: dict[str, Any], start_response: Any) -> Any:
+            if self._ends or environ["HTTP_CONNECTION"].lower() == "close":
                 return ending(environ, start_response)
             return application(environ, start_response)
 
@@ -89,15 +95,11 @@ class Worker:
                 return start_response(status, [*headers, ("Connection", "close")], *error)
 
             answer = application(environ, start)
-            if always or hasattr(answer, "read"):
+            if self._announces or hasattr(answer, "read"):
                 return answer  # a file is uWSGI's to send
             return _Last(answer)
 
         return handed
-
-
-def _ends(environ: dict[str, Any]) -> bool:
-    return bool(environ["HTTP_CONNECTION"].lower() == "close")
 
 
 class _Last:
