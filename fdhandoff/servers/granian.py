@@ -135,7 +135,7 @@ class _Parting:
         self.begun = False
         self._hear, self._say = os.pipe()
         self._spoke_http2 = mmap.mmap(-1, 1)  # all workers'
-        self._websockets: set[_WebSocket] = set()
+        self.websockets: set[_WebSocket] = set()
 
     def begin(self) -> bool:
         """Whether it is of use to wait for the clients: HTTP/2 knows no such answers."""
@@ -154,7 +154,7 @@ class _Parting:
         ((_, events),) = poller.poll()
         self.begun = True
         take_out({inode})
-        for websocket in list(self._websockets):
+        for websocket in list(self.websockets):
             websocket.end()
         if events & select.POLLIN:
             poller.modify(self._hear, 0)
@@ -189,7 +189,7 @@ class _Parting:
         return handed if lifespan else without_lifespan
 
     async def _talk(self, application: Any, scope: Any, receive: Any, send: Any) -> None:
-        with _WebSocket(send, self._websockets) as websocket:
+        with _WebSocket(send, self) as websocket:
             await application(scope, receive, websocket.send)
 
     def wsgi(self, application: Any, service: Service) -> Any:
@@ -225,30 +225,37 @@ def _others(headers: Any) -> list[Any]:
 class _WebSocket:
     """One of ASGI's, which can be told to come again."""
 
-    def __init__(self, send: Any, everyone: set[_WebSocket]) -> None:
+    def __init__(self, send: Any, parting: _Parting) -> None:
         self._send = send
-        self._everyone = everyone
+        self._parting = parting
         self._loop = asyncio.get_running_loop()
         self._accepted = False
+        self._ending: asyncio.Task[None] | None = None
 
     def __enter__(self) -> _WebSocket:
-        self._everyone.add(self)
+        self._parting.websockets.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._everyone.discard(self)
+        self._parting.websockets.discard(self)
 
-    def send(self, message: Any) -> Any:
-        self._accepted = self._accepted or message["type"] == "websocket.accept"
-        return self._send(message)
+    async def send(self, message: Any) -> None:
+        await self._send(message)
+        if message["type"] == "websocket.accept":
+            self._accepted = True
+            if self._parting.begun:  # on a connection that was there before
+                self._end()
 
     def end(self) -> None:
         """In any thread."""
         self._loop.call_soon_threadsafe(self._end)
 
     def _end(self) -> None:
-        if self._accepted and self in self._everyone:
-            self._loop.create_task(self._send({"type": "websocket.close", "code": _COME_AGAIN}))
+        if self._accepted and self._ending is None and self in self._parting.websockets:
+            self._ending = self._loop.create_task(self._close())
+
+    async def _close(self) -> None:
+        await self._send({"type": "websocket.close", "code": _COME_AGAIN})
 
 
 class _Rsgi:
