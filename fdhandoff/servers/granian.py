@@ -189,7 +189,7 @@ class _Parting:
         return handed if lifespan else without_lifespan
 
     async def _talk(self, application: Any, scope: Any, receive: Any, send: Any) -> None:
-        with _WebSocket(send, self) as websocket:
+        with _AsgiWebSocket(self, send) as websocket:
             await application(scope, receive, websocket.send)
 
     def wsgi(self, application: Any, service: Service) -> Any:
@@ -223,28 +223,20 @@ def _others(headers: Any) -> list[Any]:
 
 
 class _WebSocket:
-    """One of ASGI's, which can be told to come again."""
+    """One that can be told to come again."""
 
-    def __init__(self, send: Any, parting: _Parting) -> None:
-        self._send = send
+    def __init__(self, parting: _Parting) -> None:
         self._parting = parting
         self._loop = asyncio.get_running_loop()
         self._accepted = False
         self._ending: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> _WebSocket:
+    def __enter__(self) -> Any:
         self._parting.websockets.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._parting.websockets.discard(self)
-
-    async def send(self, message: Any) -> None:
-        await self._send(message)
-        if message["type"] == "websocket.accept":
-            self._accepted = True
-            if self._parting.begun:  # on a connection that was there before
-                self._end()
 
     def end(self) -> None:
         """In any thread."""
@@ -254,8 +246,46 @@ class _WebSocket:
         if self._accepted and self._ending is None and self in self._parting.websockets:
             self._ending = self._loop.create_task(self._close())
 
+    def _is_accepted(self) -> None:
+        self._accepted = True
+        if self._parting.begun:  # on a connection that was there before
+            self._end()
+
+    async def _close(self) -> None:
+        raise NotImplementedError
+
+
+class _AsgiWebSocket(_WebSocket):
+    def __init__(self, parting: _Parting, send: Any) -> None:
+        super().__init__(parting)
+        self._send = send
+
+    async def send(self, message: Any) -> None:
+        await self._send(message)
+        if message["type"] == "websocket.accept":
+            self._is_accepted()
+
     async def _close(self) -> None:
         await self._send({"type": "websocket.close", "code": _COME_AGAIN})
+
+
+class _RsgiWebSocket(_WebSocket):
+    """RSGI's protocol, for one websocket. granian sends no code with a websocket's end that was accepted here."""
+
+    def __init__(self, parting: _Parting, proto: Any) -> None:
+        super().__init__(parting)
+        self._proto = proto
+
+    async def accept(self) -> Any:
+        transport = await self._proto.accept()
+        self._is_accepted()
+        return transport
+
+    def close(self, *status: Any, **named: Any) -> Any:
+        return self._proto.close(*status, **named)
+
+    async def _close(self) -> None:
+        self._proto.close(_COME_AGAIN)
 
 
 class _Rsgi:
@@ -270,11 +300,17 @@ class _Rsgi:
 
     def __rsgi__(self, scope: Any, proto: Any) -> Any:
         parting = self._parting
+        if scope.proto != "http":
+            return self._talk(scope, proto)
         if scope.http_version not in _HTTP1:
             parting._spoke_http2[0] = 1
-        elif parting.begun and scope.proto == "http":
+        elif parting.begun:
             proto = _Announcing(proto)
         return self._call(scope, proto)
+
+    async def _talk(self, scope: Any, proto: Any) -> None:
+        with _RsgiWebSocket(self._parting, proto) as websocket:
+            await self._call(scope, websocket)
 
 
 class _Announcing:

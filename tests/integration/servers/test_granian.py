@@ -74,6 +74,26 @@ def test_applications_of_every_kind_announce_the_end(interface: str, app: str, t
         assert "cut at the deadline" not in only.text()
 
 
+def test_a_websocket_of_rsgi_is_closed(tmp_path: Path) -> None:
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync import client as websockets
+
+    port = free_port()
+    only = Granian(tmp_path, "--port", str(port), "--interface", "rsgi", app="on_rsgi:app")
+    with stopping(only):
+        only.says("generation 1 serves")
+        with websockets.connect(f"ws://127.0.0.1:{port}/") as chat:
+            chat.send("hello")
+            assert chat.recv() == "1 hello"
+            only.signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed) as closed:
+                chat.recv(timeout=20)
+            assert closed.value.rcvd is not None, "by a frame, not by the end of the connection"
+            assert only.ends() == 0, only.text()
+            assert "cut at the deadline" not in only.text()
+            assert "Traceback" not in only.text()
+
+
 def _asked(address: tuple[str, int] | str) -> int:
     with contextlib.closing(Client(address)) as client:
         return client.ask()
