@@ -1,7 +1,9 @@
 """Adapters: a server that answers ``hello`` by itself and with its adapter, in microseconds for a request and for 99 of 100.
 
 ``wrk`` asks over 8 connections that are kept, for a second, each server three times a turn; both are there all the time, one
-is asked. Each turn has servers of its own, since two processes of one program differ by some per cent as long as they live.
+is asked. The servers have one processor and ``wrk`` another: threads of an interpreter on two of them take twice the time for a
+request or not, as it happens. Each turn has servers of its own, since two processes of one program differ by some per cent as
+long as they live.
 One second differs from the next by more than that, and its 99 of 100 by a third: a comparison wants many turns. Where the
 machine has other work the processors' time is what can be compared: what the server's processes had of it, for each request."""
 
@@ -24,6 +26,7 @@ from .servers import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_PROCESSORS = os.sched_getaffinity(0)
 _SECONDS = 1
 _ROUNDS = 3
 _UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
@@ -129,7 +132,7 @@ SERVERS = {
                          "adapter": ["-m", "fdhandoff.servers.gunicorn", *_GUNICORN, *_OURS]},
     "granian": {"bare": ["-m", "granian", *_GRANIAN],
                 "adapter": ["-m", "fdhandoff.servers.granian", *_GRANIAN, *_OURS]},
-    "uWSGI": {"bare": [*_PROGRAM, "uwsgi", "--master", "--need-app", *_UWSGI],
+    "uWSGI": {"bare": [*_PROGRAM, "uwsgi", "--master", "--need-app", "--die-on-term", *_UWSGI],
               "adapter": ["-m", "fdhandoff.servers.uwsgi", *_UWSGI, *_OURS]},
     "waitress": {way: ["waitressed.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
     "cheroot": {way: ["cherooted.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
@@ -173,6 +176,7 @@ def run(turns: int) -> list[Row]:
 
 @contextlib.contextmanager
 def _running(folder: Path, way: str, words: list[str]) -> Iterator[tuple[int, int]]:
+    """A server with a processor of its own, and its port and pid; what is started meanwhile has another processor."""
     for file, text in _PROGRAMS.items():
         (folder / file).write_text(text)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -181,7 +185,9 @@ def _running(folder: Path, way: str, words: list[str]) -> Iterator[tuple[int, in
     environment = as_installed()
     environment["PYTHONPATH"] += f":{folder}"
     environment["PATH"] = f"{os.path.dirname(sys.executable)}:{environment['PATH']}"
+    os.sched_setaffinity(0, {max(_PROCESSORS)})
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+    os.sched_setaffinity(0, {min(_PROCESSORS)})
     try:
         give_up = time.monotonic() + PATIENCE
         while True:
@@ -200,6 +206,7 @@ def _running(folder: Path, way: str, words: list[str]) -> Iterator[tuple[int, in
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        os.sched_setaffinity(0, _PROCESSORS)
 
 
 def _processor_time(pid: int) -> float:
