@@ -66,6 +66,14 @@ def test_a_new_instance_that_does_not_serve_leaves_the_old_one_as_it_was(bed: Be
     assert not load.failures
 
 
+def _answers(bed: Bed) -> str:
+    """Who does. What is in a killed server's queue is reset, and that may be this."""
+    try:
+        return bed.request(WEB)[0]
+    except ConnectionError:
+        return "nobody"
+
+
 def test_a_new_master_that_is_killed_in_its_probation_gives_it_back(bed: Bed) -> None:
     deploy(bed, "blue")
     deploy(bed, "green")
@@ -76,7 +84,7 @@ def test_a_new_master_that_is_killed_in_its_probation_gives_it_back(bed: Bed) ->
     bed.systemctl("start", "web@green")
     assert bed.request(WEB)[0] == "green"
     bed.systemctl("kill", "-s", "KILL", "web@green")
-    wait_for(lambda: bed.request(WEB)[0] == "blue", "blue to have it again")
+    wait_for(lambda: _answers(bed) == "blue", "blue to have it again")
     assert bed.show("web@blue", "ActiveState") == "active"
     with Load(bed, WEB) as load:
         bed.systemctl("reload", "web@blue", check=False)
