@@ -202,7 +202,9 @@ class Takeover:
     ``listeners``: ``Listeners``, a sequence in the sender's order and a mapping by name. ``files``: descriptors by name.
     ``connections``: established connections with their state. ``state``: the application's bytes, the final ones after
     ``ready()``. ``peer``: who gave. ``generation``: our number. ``orphaned``: the old side died before it could commit, so
-    ``state`` is the offered one. ``strict``: the old side has stopped accepting when ``ready()`` returns.
+    ``state`` is the offered one. ``strict``: the old side has stopped accepting when ``ready()`` returns. ``counters_fd``: the
+    counters of the old side's gate, for ``CountersView``; -1 where it sent none. What came is
+    the caller's to close after ``ready()``.
 
     As a context manager it aborts when left without ``ready()``.
     """
