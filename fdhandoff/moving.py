@@ -432,10 +432,14 @@ class Givers:
         self.why = ""  # what was said last where not all were taken
 
     def give(self, connections: Sequence[Connection]) -> list[Connection]:
-        """Gives them to whoever serves now, shared out among its processes: those that stay, and are the caller's still."""
+        """Gives them to whoever serves now, shared out among its processes: those that stay, and are the caller's still. None
+        to give: only the conversations begin."""
         staying = list(connections)
         heir = heir_of(self._directory)
         paths = receptions_of(self._directory, heir) if heir and heir != self._generation else []
+        if not staying:
+            for path in paths:
+                self._give(path, ())
         while paths and staying:
             willing = []
             for place, path in enumerate(paths):

@@ -284,6 +284,8 @@ class Passage:
             return False  # it comes yet
         if self._giver is None:  # not the application's threads: all may be busy while connections are under way
             self._giver = ThreadPoolExecutor(1, "fdhandoff-departure")
+            # Whoever serves now is busy with its beginning: while it is called for the first time, all are answered here.
+            await self._loop.run_in_executor(self._giver, self._departure.give, [])
         staying: list[Any] = []
         willing = True
         try:

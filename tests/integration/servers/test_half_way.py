@@ -6,10 +6,16 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import socket
 import sys
 from pathlib import Path
 
 import pytest
+
+import fdhandoff
+from fdhandoff import registry
+from fdhandoff.heir import name_heir
+from fdhandoff.system.environment import connections_of
 
 from ..cli import PACKAGE, Running, environment, free_port, stopping
 from . import Client
@@ -80,6 +86,40 @@ def test_what_a_killed_receiver_has_not_acknowledged_is_answered_where_it_was(
         for client in clients:
             client.close()
         assert old.ends() == 0, old.text()
+
+
+def test_while_the_new_one_is_called_for_the_first_time_all_are_answered_by_the_old(tmp_path: Path) -> None:
+    """This process is the new one, which is slow to answer the call."""
+    port, path = free_port(), str(tmp_path / "h.sock")
+    with contextlib.ExitStack() as stack:
+        old = Server("uvicorn", tmp_path, port)
+        stack.callback(old.stop)
+        old.serves(1)
+        client = stack.enter_context(contextlib.closing(Client(("127.0.0.1", port))))
+        assert client.ask() == 1
+        directory = connections_of(path)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        door = stack.enter_context(socket.socket(socket.AF_UNIX))
+        door.bind(f"{directory}/2-{os.getpid()}.sock")
+        door.listen()
+        name_heir(directory, 2)
+        stack.callback(registry.remove, path)
+        takeover = stack.enter_context(fdhandoff.receive(path, timeout=60))
+        stack.callback(takeover.listeners.close)
+        stack.callback(os.close, takeover.counters_fd)
+        takeover.ready(60)
+        door.settimeout(60)
+        call = stack.enter_context(door.accept()[0])
+        call.settimeout(60)
+        assert call.recv(1), "it has called"
+        assert client.ask() == 1
+        call.setblocking(False)
+        while True:
+            try:
+                said = call.recv(4096)
+            except BlockingIOError:
+                break  # it waits for the answer still
+            assert said, "it had hung up before it answered its client"
 
 
 def test_where_the_new_one_may_open_too_few_files_the_rest_is_answered_by_the_old(tmp_path: Path) -> None:
