@@ -38,9 +38,9 @@ BATCH = 48
 # When more than these arrive together, collections of garbage wait until none has come for a moment, or for the last at most.
 _MANY = 8
 _MOMENT = 0.2
+_LAST = 5.0
 # When one is looked at again whose client has not read all of its answer: nobody says when it has.
 _READING = 0.1
-_LAST = 5.0
 
 # Read by the C type's own descriptors: ``socket.socket`` makes an enumeration of each.
 _family = _socket.socket.family.__get__
@@ -322,8 +322,6 @@ class Passage:
                 break
             if connection is not None:
                 going.append((protocol, transport, connection))
-            elif transport is not None and not transport.is_closing() and transport.get_write_buffer_size():
-                self._loop.call_later(_READING, self.settled, protocol)
         return going
 
     async def _give(self, going: list[tuple[Any, Any, Connection]], staying_here: list[Any]) -> bool:
@@ -358,6 +356,7 @@ class Passage:
         if transport is None or transport.is_closing() or transport.get_extra_info("ssl_object") is not None:
             return None
         if transport.get_write_buffer_size():
+            self._loop.call_later(_READING, self.settled, protocol)
             return None
         state = self._movable(protocol)
         if state is None:
