@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +223,7 @@ def _others(headers: Any) -> list[Any]:
     return [(name, value) for name, value in headers if name.lower() not in ("connection", b"connection")]
 
 
-class _WebSocket:
+class _WebSocket(ABC):
     """One that can be told to come again."""
 
     def __init__(self, parting: _Parting) -> None:
@@ -251,8 +252,8 @@ class _WebSocket:
         if self._parting.begun:  # on a connection that was there before
             self._end()
 
-    async def _close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _close(self) -> None: ...
 
 
 class _AsgiWebSocket(_WebSocket):
@@ -275,14 +276,12 @@ class _RsgiWebSocket(_WebSocket):
     def __init__(self, parting: _Parting, proto: Any) -> None:
         super().__init__(parting)
         self._proto = proto
+        self.close = proto.close
 
     async def accept(self) -> Any:
         transport = await self._proto.accept()
         self._is_accepted()
         return transport
-
-    def close(self, *status: Any, **named: Any) -> Any:
-        return self._proto.close(*status, **named)
 
     async def _close(self) -> None:
         self._proto.close(_COME_AGAIN)
