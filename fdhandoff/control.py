@@ -70,10 +70,9 @@ class Reply:
     def done(self, body: dict[str, Any] | None = None) -> None:
         self._finish(Response(code="ok", body=_dump(body or {})))
 
-    def detach(self) -> int:
-        """The descriptor of the way back, for another program to answer by; closed by whoever gets it."""
-        with self._lock:
-            return self._channel.detach()
+    def fileno(self) -> int:
+        """The descriptor of the way back, for the program that this process becomes to answer by; -1 where nobody waits."""
+        return self._channel.fileno()
 
     def fail(self, code: str, sentence: str, **more: Any) -> None:
         self._finish(Response(code=code, body=_dump({"error": sentence, **more})))

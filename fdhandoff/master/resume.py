@@ -448,11 +448,11 @@ async def replace_master(master: Master, reply: Reply) -> None:
             raise UpgradeError("an upgrade, or the end of the service, began during the rehearsal", serving=OLD)
         # Afresh: processes, connections and descriptors have come and gone during the rehearsal.
         state, kept = exec_state(master)
-        state["reply"] = reply.detach()
+        state["reply"] = asker = reply.fileno()
         os.lseek(memory, 0, os.SEEK_SET)
         os.ftruncate(memory, 0)
         journal.write_whole(memory, journal.encode(state))
-        _exec(master, command, memory, [*kept, state["reply"]])
+        _exec(master, command, memory, [*kept, asker] if asker >= 0 else kept)
     except (HandoffError, OSError) as error:
         os.close(memory)
         reply.fail("failed", str(error), serving=OLD)
@@ -482,14 +482,14 @@ async def _rehearsed(master: Master, command: list[str], memory: int) -> str:
 
 
 def _exec(master: Master, command: list[str], memory: int, kept: list[int]) -> None:
-    program = find_program(command[0], os.environ, None)
+    program, directory = find_program(command[0], os.environ, None), start_directory()
     if master.watcher is not None:
         master.watcher.close()
     master.say("the new master takes over, in place")
     for fd in (memory, *kept):
         os.set_inheritable(fd, True)
     try:
-        os.chdir(start_directory())
+        os.chdir(directory)
         environ = {**os.environ, **master.announcer.for_exec(), STATE: str(memory)}
         os.execve(program, command, environ)  # noqa: S606 - no shell, on purpose
     finally:  # only where it failed

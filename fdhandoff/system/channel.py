@@ -72,13 +72,6 @@ class Channel:
         self._fd = -1
         self._buffer = self._fds = None  # also where something remembers this channel for longer
 
-    def detach(self) -> int:
-        """The descriptor, which is the caller's from here on."""
-        fd, self._fd = self._fd, -1
-        self._buffer = self._fds = None
-        self._socket.detach()
-        return fd
-
     def send(
         self, frames: Sequence[tuple[bytes, int]], fds: Sequence[int] = (), deadline: int = FOREVER, wake_fd: int = -1
     ) -> None:

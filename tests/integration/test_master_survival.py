@@ -176,6 +176,26 @@ def test_a_new_master_that_fails_its_rehearsal_changes_nothing(tmp_path: Path) -
         assert not load.failures
 
 
+def test_who_asked_is_told_when_the_new_master_can_not_begin_after_its_rehearsal(tmp_path: Path) -> None:
+    """The directory that it was started in goes away meanwhile."""
+    package, work = tmp_path / "fdhandoff", tmp_path / "work"
+    origin = os.path.dirname(os.path.abspath(sys.modules["fdhandoff"].__file__ or ""))
+    subprocess.run(["cp", "-r", origin, str(package)], check=True)
+    work.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with Service(tmp_path, *quick(), env=environment, cwd=str(work)) as service, Load(service.address()) as load:
+        resume = package / "master" / "resume.py"
+        text = resume.read_text()
+        resume.write_text(f"{text}\nif DRY_RUN in os.environ:\n    os.rmdir({str(work)!r})\n")
+        with pytest.raises(PeerRefused, match="No such file or directory"):
+            ask(service.path, "upgrade-master", timeout=DEADLINE)
+        resume.write_text(text)
+        work.mkdir()
+        assert ask(service.path, "upgrade-master", timeout=DEADLINE)["state"] == "serving"
+        load.end()
+        assert not load.failures
+
+
 def test_signals_during_the_replacement_are_not_lost(tmp_path: Path) -> None:
     with Service(tmp_path, *quick()) as service:
         ask(service.path, "upgrade-master", timeout=DEADLINE)
