@@ -56,9 +56,11 @@ def show(title: str, rows: list[Row]) -> None:
         spread = f"{row.median:10,.1f} {row.unit:<3} ({min(row.samples):,.1f} - {max(row.samples):,.1f})"
         ratio = ""
         if row.against is not None:
-            ratio = f"{row.ratio:.2f} x {'as fast as' if row.inverse else 'as long as'} {row.against.name}"
+            ratio = (
+                f"{row.ratio:.2f} ±{row.doubt:.2f} x {'as fast as' if row.inverse else 'as long as'} {row.against.name}"
+            )
         verdict = {True: "ok", False: "MISSED", None: ""}[row.holds]
-        print(f"  {row.name:<{wide}}  {spread:<36} {ratio:<58} {row.claim:<8} {verdict}".rstrip())
+        print(f"  {row.name:<{wide}}  {spread:<36} {ratio:<64} {row.claim:<8} {verdict}".rstrip())
     sys.stdout.flush()
 
 

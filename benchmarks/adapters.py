@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import processors
 from .measure import Row, as_installed
 from .servers import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PROCESSORS = os.sched_getaffinity(0)
 _SECONDS = 1
 _ROUNDS = 4
 _UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
@@ -186,9 +186,9 @@ def _running(folder: Path, way: str, words: list[str]) -> Iterator[tuple[int, in
     environment = as_installed()
     environment["PYTHONPATH"] += f":{folder}"
     environment["PATH"] = f"{os.path.dirname(sys.executable)}:{environment['PATH']}"
-    os.sched_setaffinity(0, {max(_PROCESSORS)})
+    os.sched_setaffinity(0, processors.MEASURED)
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
-    os.sched_setaffinity(0, {min(_PROCESSORS)})
+    os.sched_setaffinity(0, processors.ASKING)
     try:
         give_up = time.monotonic() + PATIENCE
         while True:
@@ -207,7 +207,7 @@ def _running(folder: Path, way: str, words: list[str]) -> Iterator[tuple[int, in
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        os.sched_setaffinity(0, _PROCESSORS)
+        os.sched_setaffinity(0, processors.ALL)
 
 
 def _processor_time(pid: int) -> float:

@@ -50,10 +50,19 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
+        return statistics.median(self._ratios()) if self.against is not None else None
+
+    @property
+    def doubt(self) -> float:
+        """The standard error of the ratio, were its turns distributed normally; 0 where one turn can't say."""
+        ratios = self._ratios()
+        return math.sqrt(math.pi / 2 / len(ratios)) * statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+
+    def _ratios(self) -> list[float]:
         if self.against is None:
-            return None
+            return []
         pairs = zip(self.samples, self.against.samples, strict=False)
-        return statistics.median(theirs / ours if self.inverse else ours / theirs for ours, theirs in pairs)
+        return [theirs / ours if self.inverse else ours / theirs for ours, theirs in pairs]
 
     @property
     def claim(self) -> str:
@@ -79,6 +88,7 @@ class Row:
             "most": max(self.samples),
             "runs": len(self.samples),
             "ratio": self.ratio,
+            "doubt": self.doubt,
             "against": self.against.name if self.against else None,
             "as_fast_as": self.inverse,
             "claim": self.claim,

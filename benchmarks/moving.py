@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from fdhandoff.listener import Connection
 from fdhandoff.moving import Giver, Reception
 
+from . import processors
 from .measure import ROOT, Row, as_installed, in_child, join, quantile, run_c, take_turns
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ _STATE = bytes(16)
 _ASKING = 50
 _EVERY = 0.01
 _PATIENCE = 60.0
-_PROCESSORS = os.sched_getaffinity(0)
 _REQUEST = b"GET / HTTP/1.1\r\nHost: benchmark\r\n\r\n"
 
 
@@ -75,7 +75,7 @@ class Receiver:
         begun, self._end = os.pipe()
 
         def receive() -> None:
-            os.sched_setaffinity(0, {max(_PROCESSORS)})
+            os.sched_setaffinity(0, processors.MEASURED)
             os.close(self._end)
             for sock in clients.sockets:
                 sock.close()
@@ -114,13 +114,13 @@ class Receiver:
         return statistics.median(self._once() for _ in range(3))
 
     def _once(self) -> float:
-        os.sched_setaffinity(0, {min(_PROCESSORS)})
+        os.sched_setaffinity(0, processors.ASKING)
         before = time.perf_counter_ns()
         given = self._giver.give(self._connections)
         if self._objects:
             assert os.read(self._told, 1) == b"!"
         took = (time.perf_counter_ns() - before) / 1000
-        os.sched_setaffinity(0, _PROCESSORS)
+        os.sched_setaffinity(0, processors.ALL)
         assert given == len(self._connections), f"{given} were taken"
         assert os.read(self._told, 1) == b"."
         return took
