@@ -186,7 +186,8 @@ def test_who_asked_is_told_when_the_new_master_can_not_begin_after_its_rehearsal
     with Service(tmp_path, *quick(), env=environment, cwd=str(work)) as service, Load(service.address()) as load:
         resume = package / "master" / "resume.py"
         text = resume.read_text()
-        resume.write_text(f"{text}\nif DRY_RUN in os.environ:\n    os.rmdir({str(work)!r})\n")
+        leave = f"import atexit\n    atexit.register(os.rmdir, {str(work)!r})"
+        resume.write_text(f"{text}\nif DRY_RUN in os.environ:\n    {leave}\n")
         with pytest.raises(PeerRefused, match="No such file or directory"):
             ask(service.path, "upgrade-master", timeout=DEADLINE)
         resume.write_text(text)
