@@ -24,19 +24,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(MODULES)}; all of them by default")
     parser.add_argument("--turns", type=int, default=9, help="how often each way is measured (default: 9)")
+    parser.add_argument("--only", action="append", default=[], metavar="SERVER", help="of adapters, and of no other")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a claim does not hold")
     options = parser.parse_args()
     unknown = set(options.names) - set(MODULES)
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    if options.only and options.names != ["adapters"]:
+        parser.error("--only SERVER is for adapters alone")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     results: dict[str, list[Row]] = {}
     for name in options.names or MODULES:
         module = import_module(f".{name}", __package__)
-        results[name] = module.run(options.turns)
+        results[name] = module.run(options.turns, *([options.only] if options.only else []))
         if not options.json:
             show((module.__doc__ or "").partition("\n")[0], results[name])
     rows = [row for each in results.values() for row in each]

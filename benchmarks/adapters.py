@@ -25,7 +25,7 @@ from .measure import Row, as_installed
 from .servers import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _SECONDS = 1
 _ROUNDS = 4
@@ -140,9 +140,14 @@ SERVERS = {
 }  # fmt: skip
 
 
-def run(turns: int) -> list[Row]:
+def run(turns: int, only: Sequence[str] = ()) -> list[Row]:
+    unknown = set(only) - set(SERVERS)
+    if unknown:
+        raise SystemExit(f"no such server: {', '.join(sorted(unknown))}; there are {', '.join(SERVERS)}")
     rows: list[Row] = []
     for name, ways in SERVERS.items():
+        if only and name not in only:
+            continue
         times: dict[str, list[float]] = {way: [] for way in ways}
         slowest: dict[str, list[float]] = {way: [] for way in ways}
         spent: dict[str, list[float]] = {way: [] for way in ways}
