@@ -256,13 +256,9 @@ class Resting(RequestHandler):
         """``None`` where it does not rest, or where that is not known."""
         if self._websocket is not None:
             return self._websocket.packed()
-        return b"" if self._rests and not self._missing and self._payload_parser is None else None
-
-    @property
-    def _rests(self) -> bool:
-        """Whether aiohttp waits for a request, whose beginning its parser may have."""
         waiter = self._waiter
-        return waiter is not None and not waiter.done() and not self._messages and not self._upgraded
+        rests = waiter is not None and not waiter.done() and not self._messages and not self._upgraded
+        return b"" if rests and not self._missing and self._payload_parser is None else None
 
     def watch(self) -> None:
         self.__class__ = Watched
