@@ -160,17 +160,24 @@ def test_the_exit_status_is_still_known_after_the_master_was_replaced(tmp_path: 
         assert service.stop() == 5
 
 
-def test_a_new_master_that_fails_its_rehearsal_changes_nothing(tmp_path: Path) -> None:
-    """The program is replaced by one that can't even start: the running master finds out before it is too late."""
-    package = tmp_path / "fdhandoff"
+def own_copy(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A copy of the package, which a test may change, and the environment of a program that has it."""
+    package = folder / "fdhandoff"
     origin = os.path.dirname(os.path.abspath(sys.modules["fdhandoff"].__file__ or ""))
     subprocess.run(["cp", "-r", origin, str(package)], check=True)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    return package, {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def test_a_new_master_that_fails_its_rehearsal_changes_nothing(tmp_path: Path) -> None:
+    """The program is replaced by one that can't even start: the running master finds out before it is too late."""
+    package, environment = own_copy(tmp_path)
     with Service(tmp_path, *quick(), env=environment, cwd=str(tmp_path)) as service, Load(service.address()) as load:
-        (package / "master" / "master.py").write_text("this is no Python\n")
+        master = package / "master" / "master.py"
+        text = master.read_text()
+        master.write_text("this is no Python\n")
         with pytest.raises(PeerRefused, match="rehearsal"):
             ask(service.path, "upgrade-master", timeout=DEADLINE)
-        (package / "master" / "master.py").write_bytes((Path(origin) / "master" / "master.py").read_bytes())
+        master.write_text(text)
         assert ask(service.path, "upgrade-master", timeout=DEADLINE)["state"] == "serving"
         load.end()
         assert not load.failures
@@ -178,11 +185,9 @@ def test_a_new_master_that_fails_its_rehearsal_changes_nothing(tmp_path: Path) -
 
 def test_who_asked_is_told_when_the_new_master_can_not_begin_after_its_rehearsal(tmp_path: Path) -> None:
     """The directory that it was started in goes away meanwhile."""
-    package, work = tmp_path / "fdhandoff", tmp_path / "work"
-    origin = os.path.dirname(os.path.abspath(sys.modules["fdhandoff"].__file__ or ""))
-    subprocess.run(["cp", "-r", origin, str(package)], check=True)
+    package, environment = own_copy(tmp_path)
+    work = tmp_path / "work"
     work.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with Service(tmp_path, *quick(), env=environment, cwd=str(work)) as service, Load(service.address()) as load:
         resume = package / "master" / "resume.py"
         text = resume.read_text()
