@@ -1,9 +1,10 @@
 """Adapters: a server that answers ``hello`` by itself and with its adapter, in microseconds for a request and for 99 of 100.
 
-``wrk`` asks over 8 connections that are kept, for a second, each server four times a turn; both are there all the time, one
-is asked. The servers have one processor and ``wrk`` another: threads of an interpreter on two of them take twice the time for a
-request or not, as it happens. Each turn has servers of its own, since two processes of one program differ by some per cent as
-long as they live.
+``wrk`` asks over 8 connections that are kept, for a second, each server four times a turn; one is asked, and the other is
+stopped meanwhile: bare hypercorn looks ten times a second whether it shall end, which would be at the cost of its neighbour's
+slowest requests. The servers have one processor and ``wrk`` another: threads of an interpreter on two of them take twice the
+time for a request or not, as it happens. Each turn has servers of its own, since two processes of one program differ by some
+per cent as long as they live.
 One second differs from the next by more than that, and its 99 of 100 by a third: a comparison wants many turns. Where the
 machine has other work the processors' time is what can be compared: what the server's processes had of it, for each request."""
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -154,16 +156,19 @@ def run(turns: int, only: Sequence[str] = ()) -> list[Row]:
         for turn in range(turns):
             with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
                 servers = {way: stack.enter_context(_running(Path(folder), way, ways[way])) for way in ways}
-                for port, _ in servers.values():
+                for port, pid in servers.values():
                     _asked(port)  # what a server does once only does not count
+                    _signal(pid, signal.SIGSTOP)
                 for number in range(turn, turn + _ROUNDS):
                     for way in sorted(servers, reverse=number % 2 == 1):
                         port, pid = servers[way]
+                        _signal(pid, signal.SIGCONT)
                         before = _processor_time(pid)
                         one, most, count = _asked(port)
                         times[way].append(one)
                         slowest[way].append(most)
                         spent[way].append((_processor_time(pid) - before) / count)
+                        _signal(pid, signal.SIGSTOP)
         for what, found in (("a request", times), ("p99", slowest), ("processor time", spent)):
             bare = Row(f"{name}, {what}", found["bare"], "us")
             rows += [
@@ -206,6 +211,7 @@ def _running(folder: Path, way: str, words: list[str]) -> Iterator[tuple[int, in
                 time.sleep(0.05)
         yield port, process.pid
     finally:
+        _signal(process.pid, signal.SIGCONT)
         process.terminate()
         try:
             process.wait(PATIENCE)
@@ -215,11 +221,21 @@ def _running(folder: Path, way: str, words: list[str]) -> Iterator[tuple[int, in
         os.sched_setaffinity(0, processors.ALL)
 
 
+def _processes(pid: int) -> list[int]:
+    """The process and its children, and theirs."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in children for one in _processes(int(child)))]
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    for one in _processes(pid):
+        os.kill(one, number)
+
+
 def _processor_time(pid: int) -> float:
     """Microseconds that the process and its children have had."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    clock = (~pid << 3) | 2  # as clock_getcpuclockid(3) has it
-    return time.clock_gettime_ns(clock) / 1000 + sum(_processor_time(int(child)) for child in children)
+    clocks = [(~one << 3) | 2 for one in _processes(pid)]  # as clock_getcpuclockid(3) has it
+    return sum(time.clock_gettime_ns(clock) for clock in clocks) / 1000
 
 
 def _asked(port: int) -> tuple[float, float, int]:
