@@ -1,18 +1,18 @@
 """Adapters: a server that answers ``hello`` by itself and with its adapter, in microseconds for a request and for 99 of 100.
 
-``wrk`` asks over 8 connections that are kept, for a second, each server four times a turn; one is asked, and the other is
-stopped meanwhile: bare hypercorn looks ten times a second whether it shall end, which would be at the cost of its neighbour's
-slowest requests. The servers have one processor and ``wrk`` another: threads of an interpreter on two of them take twice the
-time for a request or not, as it happens. Each turn has servers of its own, since two processes of one program differ by some
-per cent as long as they live.
-One second differs from the next by more than that, and its 99 of 100 by a third: a comparison wants many turns. Where the
-machine has other work the processors' time is what can be compared: what the server's processes had of it, for each request."""
+Both are there all the time, with eight connections that stay; ten times a second the other one is asked. What else the host
+does, which changes a p99 by a third from one second to the next, hits both alike: two bare servers differ by one per cent in a
+minute then, not by six. Who is not asked is stopped: bare hypercorn looks ten times a second whether it shall end, which would
+be at the cost of its neighbour's slowest requests. The servers have one processor and who asks has another: threads of an
+interpreter on two of them take twice the time for a request or not, as it happens. Each turn has servers of its own, since two
+processes of one program differ by some per cent as long as they live.
+Where the machine has other work the processors' time is what can be compared: what the server's processes had of it, for each
+request."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import processors
-from .measure import Row, as_installed
+from .asking import Asker
+from .measure import Row, as_installed, quantile
 from .servers import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_SECONDS = 1
-_ROUNDS = 4
-_UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
+_SLICE_SECONDS = 0.1
+_SLICES = 60
+_WARM_SECONDS = 0.5
 
 _ASGI = """
 async def app(scope, receive, send):
@@ -153,29 +154,25 @@ def run(turns: int, only: Sequence[str] = ()) -> list[Row]:
         times: dict[str, list[float]] = {way: [] for way in ways}
         slowest: dict[str, list[float]] = {way: [] for way in ways}
         spent: dict[str, list[float]] = {way: [] for way in ways}
+        print(f"{name}: {turns} turns", file=sys.stderr)
         for turn in range(turns):
             with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-                servers = {way: stack.enter_context(_running(Path(folder), way, ways[way])) for way in ways}
-                for port, pid in servers.values():
-                    _asked(port)  # what a server does once only does not count
-                    _signal(pid, signal.SIGSTOP)
-                for number in range(turn, turn + _ROUNDS):
-                    for way in sorted(servers, reverse=number % 2 == 1):
-                        port, pid = servers[way]
-                        _signal(pid, signal.SIGCONT)
-                        before = _processor_time(pid)
-                        one, most, count = _asked(port)
-                        times[way].append(one)
-                        slowest[way].append(most)
-                        spent[way].append((_processor_time(pid) - before) / count)
-                        _signal(pid, signal.SIGSTOP)
-        for what, found in (("a request", times), ("p99", slowest), ("processor time", spent)):
-            bare = Row(f"{name}, {what}", found["bare"], "us")
+                found = {way: stack.enter_context(_running(Path(folder), way, ways[way])) for way in ways}
+                asked = {way: _Asked(stack.enter_context(Asker(port)), pid) for way, (port, pid) in found.items()}
+                for number in range(turn, turn + _SLICES):
+                    for way in sorted(asked, reverse=number % 2 == 1):
+                        asked[way].ask()
+                for way, one in asked.items():
+                    times[way].append(one.nanoseconds / len(one.took) / 1000)
+                    slowest[way].append(quantile(one.took, 0.99) / 1000)
+                    spent[way].append(one.processor_time / len(one.took))
+        for what, samples in (("a request", times), ("p99", slowest), ("processor time", spent)):
+            bare = Row(f"{name}, {what}", samples["bare"], "us")
             rows += [
                 bare,
                 Row(
                     f"{name} with its adapter, {what}",
-                    found["adapter"],
+                    samples["adapter"],
                     "us",
                     against=bare,
                     inverse=True,
@@ -183,6 +180,29 @@ def run(turns: int, only: Sequence[str] = ()) -> list[Row]:
                 ),
             ]
     return rows
+
+
+class _Asked:
+    """A server, and what it took for its requests; stopped while it is not asked."""
+
+    def __init__(self, asker: Asker, pid: int) -> None:
+        self._asker = asker
+        self._pid = pid
+        self.took: list[int] = []
+        self.nanoseconds = 0
+        self.processor_time = 0.0
+        asker.ask(_WARM_SECONDS)  # what a server does once only does not count
+        _signal(pid, signal.SIGSTOP)
+
+    def ask(self) -> None:
+        _signal(self._pid, signal.SIGCONT)
+        self._asker.ask(0.0)  # nor what it does after a pause
+        before = _processor_time(self._pid)
+        took, nanoseconds = self._asker.ask(_SLICE_SECONDS)
+        self.processor_time += _processor_time(self._pid) - before
+        _signal(self._pid, signal.SIGSTOP)
+        self.took += took
+        self.nanoseconds += nanoseconds
 
 
 @contextlib.contextmanager
@@ -236,18 +256,3 @@ def _processor_time(pid: int) -> float:
     """Microseconds that the process and its children have had."""
     clocks = [(~one << 3) | 2 for one in _processes(pid)]  # as clock_getcpuclockid(3) has it
     return sum(time.clock_gettime_ns(clock) for clock in clocks) / 1000
-
-
-def _asked(port: int) -> tuple[float, float, int]:
-    """Microseconds for a request, by how many there were, and for 99 of 100 of them; and how many."""
-    words = ["wrk", "-t1", "-c8", f"-d{_SECONDS}", "--latency", f"http://127.0.0.1:{port}/"]
-    try:
-        said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-    except FileNotFoundError:
-        raise SystemExit("this needs wrk: apt-get install wrk") from None
-    rate = re.search(r"Requests/sec: *([\d.]+)", said)
-    slow = re.search(r"99% *([\d.]+)(us|ms|s)\b", said)
-    count = re.search(r"(\d+) requests in", said)
-    if rate is None or slow is None or count is None or "Socket errors" in said or "Non-2xx" in said:
-        raise SystemExit(f"wrk was not answered as it should be:\n{said}")
-    return 1e6 / float(rate[1]), float(slow[1]) * _UNITS[slow[2]], int(count[1])
