@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 _PATIENCE_SECONDS = 0.05
 
 _recv_into = _socket.socket.recv_into
+_send = _socket.socket.send
 _fileno = _socket.socket.fileno
 _setsockopt = _socket.socket.setsockopt
 
 
 class Interruptible(CountedSocket):
-    """``of(sock)`` makes one. ``makefile("rb")`` is made for that; to whoever reads it in another way, or asks for its
-    descriptor, it is the socket that it was before, from that moment on."""
+    """``of(sock)`` makes one. ``makefile("rb")`` is made for that, and ``"wb"`` takes back what the moment costs; to whoever
+    uses it in another way, or asks for its descriptor, it is the socket that it was before, from that moment on."""
 
     __slots__ = ()
 
@@ -39,12 +40,13 @@ class Interruptible(CountedSocket):
             sock.__class__ = Interruptible
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
-        if mode != "rb" or buffering == 0:
+        if mode not in ("rb", "wb") or buffering == 0:
             return super().makefile(mode, buffering, **options)  # type: ignore[call-overload]
-        raw = Reading(self, "r")
         self._io_refs += 1  # type: ignore[attr-defined]
         size = io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else buffering
-        return io.BufferedReader(raw, size)
+        if mode == "wb":
+            return io.BufferedWriter(_Writing(self, "w"), size)
+        return io.BufferedReader(Reading(self, "r"), size)
 
     def _as_before(self) -> None:
         self.__class__ = CountedSocket  # type: ignore[assignment]
@@ -106,6 +108,17 @@ class Reading(socket.SocketIO):
                     self._late = True
                     return None
             _wait(_fileno(sock))
+
+
+class _Writing(socket.SocketIO):
+    """What is below ``makefile("wb")``: ``SocketIO`` asks of each write whether it is open and for writing, in four calls. The
+    time limit of a read costs the kernel a timer, about as much."""
+
+    _sock: Any
+
+    def write(self, data: Any) -> int | None:
+        sock = self._sock  # none when it is closed
+        return _send(sock, data) if type(sock) is Interruptible else super().write(data)
 
 
 def number_of(sock: Any) -> int:

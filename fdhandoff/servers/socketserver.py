@@ -191,18 +191,22 @@ def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) ->
                 super().handle()
                 return
             self.close_connection = True
-            while self._request_comes():
+            reader = self.rfile
+            raw = getattr(reader, "raw", None)
+            begins = raw.begins if type(raw) is Reading else None
+            while (
+                self._busy and self.rfile is reader and begins is not None and begins(reader)
+            ) or self._comes_or_leaves():
                 self.handle_one_request()
                 if self.close_connection:
                     return
 
-        def _request_comes(self) -> bool:
-            """Waits for the next request's first byte; false where the connection has gone elsewhere, or its time is up."""
-            raw = getattr(self.rfile, "raw", None)
-            return (type(raw) is Reading and raw.begins(self.rfile)) or self._comes_or_leaves()
+        _busy = (
+            True  # until the drain: who answers one request after the other waits for a moment for the next one alone
+        )
 
         def _comes_or_leaves(self) -> bool:
-            """The same, for who is not busy, or may leave."""
+            """Waits for the next request's first byte; false where the connection has gone elsewhere, or its time is up."""
             if self._is_buffered():
                 return True
             handoff = self.server.handoff
@@ -251,7 +255,7 @@ def _let_leave(handed: Any, service: Service) -> None:
         end_headers(self)
 
     handed.end_headers = announcing
-    handed._request_comes = handed._comes_or_leaves
+    handed._busy = False
 
 
 def _keeping(base: Any, service: Service) -> Any:

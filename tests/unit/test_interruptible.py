@@ -64,6 +64,44 @@ def test_a_request_that_was_begun_may_take_its_time(pair: Any) -> None:
         later.join()
 
 
+def test_what_is_written_is_sent_as_by_an_ordinary_file(pair: Any) -> None:
+    client, counted = pair
+    writer = counted.makefile("wb", -1)
+    counted.close()
+    writer.write(b"one")
+    writer.flush()
+    assert client.recv(100) == b"one", "the last file keeps the descriptor"
+    raw = writer.raw
+    writer.close()
+    assert client.recv(100) == b""
+    with pytest.raises(ValueError, match="closed"):
+        raw.write(b"two")
+
+
+def test_who_changes_the_socket_still_writes_by_its_file(pair: Any) -> None:
+    client, counted = pair
+    with counted.makefile("wb", -1) as writer:
+        counted.setblocking(False)
+        assert type(counted) is CountedSocket
+        sent = 0
+        while (some := writer.raw.write(bytes(65536))) is not None:
+            sent += some
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while sent:
+                sent -= len(client.recv(1 << 20))
+        assert sent == 0
+
+
+def test_a_client_that_has_hung_up_is_an_error_of_the_write(pair: Any) -> None:
+    client, counted = pair
+    client.close()
+    writer = counted.makefile("wb", -1)
+    with pytest.raises(BrokenPipeError):
+        writer.raw.write(b"one")
+    writer.close()
+
+
 USES: dict[str, Any] = {
     "recv": lambda sock: sock.recv(1),
     "recv_into": lambda sock: sock.recv_into(bytearray(1)),
