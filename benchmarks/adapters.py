@@ -231,8 +231,9 @@ def _running(folder: Path, way: str, words: list[str]) -> Iterator[tuple[int, in
                 time.sleep(0.05)
         yield port, process.pid
     finally:
-        _signal(process.pid, signal.SIGCONT)
-        process.terminate()
+        if process.poll() is None:
+            _signal(process.pid, signal.SIGCONT)
+            process.terminate()
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
