@@ -26,6 +26,7 @@ from . import processors
 from .asking import Asker
 from .measure import Row, as_installed, quantile
 from .servers import PATIENCE
+from .traces import descendants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -242,18 +243,12 @@ def _running(folder: Path, way: str, words: list[str]) -> Iterator[tuple[int, in
         os.sched_setaffinity(0, processors.ALL)
 
 
-def _processes(pid: int) -> list[int]:
-    """The process and its children, and theirs."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(one for child in children for one in _processes(int(child)))]
-
-
 def _signal(pid: int, number: signal.Signals) -> None:
-    for one in _processes(pid):
+    for one in descendants(pid):
         os.kill(one, number)
 
 
 def _processor_time(pid: int) -> float:
     """Microseconds that the process and its children have had."""
-    clocks = [(~one << 3) | 2 for one in _processes(pid)]  # as clock_getcpuclockid(3) has it
+    clocks = [(~one << 3) | 2 for one in descendants(pid)]  # as clock_getcpuclockid(3) has it
     return sum(time.clock_gettime_ns(clock) for clock in clocks) / 1000

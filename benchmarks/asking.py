@@ -22,7 +22,6 @@ class Asker:
     def __init__(self, port: int) -> None:
         self._port = port
         self._sockets: dict[int, socket.socket] = {}
-        self._began: dict[int, int] = {}
         self._poller = select.epoll()
         for _ in range(_CONNECTIONS):
             self._call()
@@ -48,8 +47,9 @@ class Asker:
         """The nanoseconds that each request took which began within so many seconds (each connection has one at least), and
         those until the last of them was answered."""
         took: list[int] = []
+        began: dict[int, int] = {}
         ending: set[int] = set()
-        now, poll, sockets, began = time.perf_counter_ns, self._poller.poll, self._sockets, self._began
+        now, poll, sockets = time.perf_counter_ns, self._poller.poll, self._sockets
         start = now()
         end = start + int(seconds * 1e9)
         for fd, sock in list(sockets.items()):

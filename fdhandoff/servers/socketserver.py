@@ -194,16 +194,13 @@ def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) ->
             reader = self.rfile
             raw = getattr(reader, "raw", None)
             begins = raw.begins if type(raw) is Reading else None
-            while (
-                self._busy and self.rfile is reader and begins is not None and begins(reader)
-            ) or self._comes_or_leaves():
+            while (begins and self._busy and self.rfile is reader and begins(reader)) or self._comes_or_leaves():
                 self.handle_one_request()
                 if self.close_connection:
                     return
 
-        _busy = (
-            True  # until the drain: who answers one request after the other waits for a moment for the next one alone
-        )
+        # Until the drain: who answers one request after the other waits for the next alone at first.
+        _busy = True
 
         def _comes_or_leaves(self) -> bool:
             """Waits for the next request's first byte; false where the connection has gone elsewhere, or its time is up."""
