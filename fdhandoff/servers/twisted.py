@@ -147,13 +147,14 @@ class Serving:
     def begin(self, transport: Any) -> None:
         """A connection is open."""
         self.transports.add(transport)
-        channel = _http_channel(transport.protocol)
-        if channel is not None:
-            _announcing(channel, self.service)
 
     def _drain(self) -> None:
         for port in self._ports:
             port.stopReading()
+        for transport in list(self.transports):
+            channel = _http_channel(transport.protocol) if transport.connected else None
+            if channel is not None:
+                _announcing(channel)
         self._at_leave()
         if self._leave is not None:
             for transport in list(self.transports):
@@ -263,12 +264,12 @@ def _http_channel(protocol: Any) -> Any:
     return channel if isinstance(channel, HTTPChannel) else None
 
 
-def _announcing(channel: Any, service: Service) -> None:
-    """From the drain on each answer says that its connection ends, unless the next request has come already."""
+def _announcing(channel: Any) -> None:
+    """From here on each answer says that its connection ends, unless the next request has come already."""
     write_headers = channel.writeHeaders
 
     def announcing(version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
-        if service.draining and channel.persistent and not any(channel._dataBuffer):
+        if channel.persistent and not any(channel._dataBuffer):
             channel.persistent = False
             if not isinstance(headers, Headers):
                 headers = Headers({name: [value] for name, value in headers})
