@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 try:
     from sanic.cli.app import SanicCLI
+    from sanic.helpers import _default
     from sanic.http import Http, Stage
     from sanic.http.tls import process_to_context
     from sanic.models.server_types import Signal
+    from sanic.server.protocols.http_protocol import HttpProtocol
     from sanic.server.protocols.websocket_protocol import WebSocketProtocol
     from sanic.server.runners import _build_protocol_kwargs
     from sanic.worker.loader import AppLoader
@@ -66,23 +68,30 @@ def run(
     with Service(**handoff, grace=float(app.config.GRACEFUL_SHUTDOWN_TIMEOUT)) as service:
         listeners = listeners_of(service, "http", f"{where}backlog={backlog}")
         app.ctx.fdhandoff = service
+        app.setup_loop()  # uvloop where it is there, as under Sanic itself
         asyncio.run(_serve(service, app, listeners[0], process_to_context(ssl), options))
 
 
 async def _serve(service: Service, app: Any, listener: socket.socket, ssl: Any, options: dict[str, Any]) -> None:
     connections: set[Any] = set()
-    # Sanic's own server is there for its events, and accepts nothing.
+    # Sanic's own server is there for its events, and accepts nothing. It would say that the choice of a loop is not heeded.
+    loops, app.config.USE_UVLOOP = app.config.USE_UVLOOP, _default
     server = await app.create_server(sock=listener.dup(), asyncio_server_kwargs={"start_serving": False}, **options)
+    app.config.USE_UVLOOP = loops
     await server.startup()
     await server.before_start()
-    loop, settings = asyncio.get_running_loop(), _build_protocol_kwargs(Resting, app.config)
+    protocol_class = RestingWebSocket if app.websocket_enabled else Resting
+    loop = asyncio.get_running_loop()
+    settings: dict[str, Any] = _build_protocol_kwargs(protocol_class, app.config)
 
-    def factory() -> Resting:
-        return Resting(
-            passage, loop=loop, connections=connections, signal=Signal(), app=app, unix=None, state=None, **settings
+    def factory() -> Any:
+        protocol: Any = protocol_class(
+            loop=loop, connections=connections, signal=Signal(), app=app, unix=None, state=None, **settings
         )
+        protocol.passage = passage
+        return protocol
 
-    passage = Passage(service, factory, everyone=lambda: list(connections), movable=_movable, ssl=ssl)
+    passage = Passage(service, factory, everyone=lambda: list(connections), movable=_movable, watch=_watch, ssl=ssl)
     try:
         await service.ready_async()
         await server.after_start()
@@ -91,7 +100,7 @@ async def _serve(service: Service, app: Any, listener: socket.socket, ssl: Any, 
         await passage.leave()
         await server.before_stop()
         for connection in list(connections):
-            if connection.websocket is not None:
+            if _websocket(connection) is not None:
                 connection.websocket.fail_connection(code=_RESTART)
         report = await service.drain_async()
         await accepting
@@ -104,8 +113,22 @@ async def _serve(service: Service, app: Any, listener: socket.socket, ssl: Any, 
         await server.after_stop()
 
 
-class _Http(Http):
-    """Sanic's reader of a connection's requests, which knows when it begins to wait for one."""
+class Resting(HttpProtocol):
+    """Sanic's protocol, and nothing else as long as the service serves."""
+
+    __slots__ = ("passage",)
+
+
+class RestingWebSocket(WebSocketProtocol):
+    """The same where the application has websockets: Sanic, too, has a protocol that costs more for that."""
+
+    __slots__ = ("passage",)
+
+
+class _WatchedHttp(Http):
+    """In a process that drains: Sanic's reader of a connection's requests, which knows when it begins to wait for one."""
+
+    __slots__ = ()
 
     def init_for_request(self) -> None:
         super().init_for_request()  # type: ignore[no-untyped-call]
@@ -119,19 +142,36 @@ class _Http(Http):
         await super().http1_response_header(data, end_stream)
 
 
-class Resting(WebSocketProtocol):
-    __slots__ = ("passage",)
+class _Watched(Resting):
+    __slots__ = ()
 
-    HTTP_CLASS = _Http
+    HTTP_CLASS = _WatchedHttp
 
-    def __init__(self, passage: Passage, **options: Any) -> None:
-        super().__init__(**options)
-        self.passage = passage
+
+class _WatchedWebSocket(RestingWebSocket):
+    __slots__ = ()
+
+    HTTP_CLASS = _WatchedHttp
+
+
+def _watch(protocol: Any) -> None:
+    protocol.__class__ = _WatchedWebSocket if isinstance(protocol, RestingWebSocket) else _Watched
+    http = protocol.http
+    if http is None:
+        return  # it has just come
+    head = http.http1_response_header
+    http.__class__ = _WatchedHttp
+    if getattr(http, "response_func", None) == head:  # of a request that is being answered
+        http.response_func = http.http1_response_header
+
+
+def _websocket(protocol: Any) -> Any:
+    return getattr(protocol, "websocket", None)
 
 
 def _movable(protocol: Any) -> bytes | None:
     http = protocol.http
-    rests = http is not None and http.stage is Stage.IDLE and not protocol.recv_buffer and protocol.websocket is None
+    rests = http is not None and http.stage is Stage.IDLE and not protocol.recv_buffer and _websocket(protocol) is None
     return b"" if rests else None
 
 

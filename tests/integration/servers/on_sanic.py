@@ -1,7 +1,9 @@
-"""A Sanic application by its adapter; answers name the generation: ``/slow/…``, ``/big``, anything else at once."""
+"""A Sanic application by its adapter; answers name the generation: ``/slow/…``, ``/big``, ``/loop`` the event
+loop, anything else at once."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ app.config.update(GRACEFUL_SHUTDOWN_TIMEOUT=20, KEEP_ALIVE_TIMEOUT=60)
 async def chat(request: Request, socket: Websocket) -> None:
     async for message in socket:
         await socket.send(f"{request.app.ctx.fdhandoff.generation.number} {message}")
+
+
+@app.get("/loop")
+async def loop(_: Request) -> Any:
+    return raw(type(asyncio.get_running_loop()).__module__)
 
 
 @app.route("/<path:path>", methods=["GET", "POST"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,10 +20,10 @@ APP = "tests.integration.servers.on_sanic:app"
 
 
 class Sanic(Running):
-    def __init__(self, *words: str, inherit: socket.socket | None = None, path: Path) -> None:
+    def __init__(self, *words: str, inherit: socket.socket | None = None, path: Path, env: Any = ()) -> None:
         command = [sys.executable, "-m", f"{PACKAGE}.servers.sanic", *words, "--handoff-path", str(path), APP]
         if inherit is None:
-            self._start(command, env=environment())
+            self._start(command, env=environment(**dict(env)))
             return
         fd = inherit.fileno()
         prefix = ["sh", "-c", 'LISTEN_FDS=1 LISTEN_FDNAMES=http LISTEN_PID=$$ exec "$@"', "sh"]
@@ -39,6 +41,18 @@ def test_the_command_line_serves_with_its_own_options(tmp_path: Path) -> None:
             second.says("generation 2 serves")
             assert request(("127.0.0.1", port)) == ("app", 2, 0)
             assert first.ends() == 0, first.text()
+
+
+@pytest.mark.parametrize(("chosen", "module"), [({}, "uvloop"), ({"SANIC_USE_UVLOOP": "false"}, "asyncio")])
+def test_the_event_loop_is_the_one_that_sanic_would_have(chosen: dict[str, str], module: str, tmp_path: Path) -> None:
+    pytest.importorskip("uvloop", reason="needs uvloop: pip install 'fdhandoff[test]'")
+    port = free_port()
+    server = Sanic("--host", "127.0.0.1", "--port", str(port), path=tmp_path / "h.sock", env=chosen)
+    with stopping(server):
+        server.says("generation 1 serves")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/loop", timeout=20) as answer:
+            assert answer.read().decode().split(".")[0] == module
+    assert "uvloop" not in server.text()
 
 
 @pytest.mark.parametrize(
