@@ -12,9 +12,12 @@ import sys
 from typing import TYPE_CHECKING
 
 try:
+    from sanic.application.constants import ServerStage
+    from sanic.application.state import ApplicationServerInfo
     from sanic.cli.app import SanicCLI
     from sanic.helpers import _default
     from sanic.http import Http, Stage
+    from sanic.http.constants import HTTP
     from sanic.http.tls import process_to_context
     from sanic.models.server_types import Signal
     from sanic.server.protocols.http_protocol import HttpProtocol
@@ -69,7 +72,12 @@ def run(
         listeners = listeners_of(service, "http", f"{where}backlog={backlog}")
         app.ctx.fdhandoff = service
         app.setup_loop()  # uvloop where it is there, as under Sanic itself
-        asyncio.run(_serve(service, app, listeners[0], process_to_context(ssl), options))
+        context = process_to_context(ssl)
+        # As app.run notes it: where it can't see that there is HTTP/1 alone, each answer gets an empty alt-svc.
+        there = {"host": host, "port": port, "unix": unix, "sock": listeners[0], "ssl": context}
+        noted = ApplicationServerInfo({"version": HTTP.VERSION_1, **there}, ServerStage.SERVING)
+        app.state.server_info.append(noted)
+        asyncio.run(_serve(service, app, listeners[0], context, options))
 
 
 async def _serve(service: Service, app: Any, listener: socket.socket, ssl: Any, options: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ def test_the_event_loop_is_the_one_that_sanic_would_have(chosen: dict[str, str],
         server.says("generation 1 serves")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/loop", timeout=20) as answer:
             assert answer.read().decode().split(".")[0] == module
+            assert "alt-svc" not in answer.headers, "Sanic itself says none where it serves HTTP/1 alone"
     assert "uvloop" not in server.text()
 
 
