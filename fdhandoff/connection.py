@@ -111,7 +111,8 @@ class CountedSocket(socket.socket):
 
     def __del__(self) -> None:
         _finalize(self)  # closes it, with a ResourceWarning, if nobody has
-        self._leave()
+        if hasattr(self, "_door"):
+            self._leave()
 
     def _leave(self) -> None:
         forced = getattr(self, "_mark", 0) & _FORCED

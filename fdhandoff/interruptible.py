@@ -17,8 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# A client that pauses for longer is not busy.
-_PATIENCE_SECONDS = 0.05
+# As the kernel takes them, seconds and microseconds: a client that pauses for longer is not busy.
+_PATIENCE = struct.pack("@ll", 0, 50_000)
+_NONE = struct.pack("@ll", 0, 0)
 
 _recv_into = _socket.socket.recv_into
 _send = _socket.socket.send
@@ -36,7 +37,6 @@ class Interruptible(CountedSocket):
     def of(sock: CountedSocket) -> None:
         """``sock`` becomes one, if it blocks."""
         if sock.gettimeout() is None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(_PATIENCE_SECONDS))
             sock.__class__ = Interruptible
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
@@ -51,7 +51,7 @@ class Interruptible(CountedSocket):
     def _as_before(self) -> None:
         self.__class__ = CountedSocket  # type: ignore[assignment]
         if _fileno(self) >= 0:
-            _setsockopt(self, socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(0))
+            _setsockopt(self, socket.SOL_SOCKET, socket.SO_RCVTIMEO, _NONE)
 
 
 def _as_before(name: str) -> Any:
@@ -72,13 +72,21 @@ class Reading(socket.SocketIO):
     """What is below ``makefile("rb")``."""
 
     _sock: Any
-    _resting = _late = _dry = False
+    _known = _limited = _resting = _late = _dry = _at_once = False
 
     def begins(self, reader: io.BufferedReader) -> bool:
         """Waits for something to read by ``reader``, or the end; false when nothing has come for a moment, or where that can't
-        be said."""
-        if type(self._sock) is not Interruptible:
+        be said. The first time it does not wait: a client that has one request has sent it, and the time limit, which costs
+        more than all else here, is for others."""
+        sock = self._sock
+        if type(sock) is not Interruptible:
             return self.has(reader)
+        if not self._limited:
+            if not self._known:
+                self._known = True
+                return self._has_come(reader)
+            _setsockopt(sock, socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+            self._limited = True
         self._resting, self._late = True, False
         try:
             reader.peek(1)
@@ -86,6 +94,16 @@ class Reading(socket.SocketIO):
             pass  # the client has hung up: the next read says so
         finally:
             self._resting = False
+        return not self._late
+
+    def _has_come(self, reader: io.BufferedReader) -> bool:
+        self._dry = self._at_once = True
+        try:
+            reader.peek(1)
+        except OSError:
+            pass
+        finally:
+            self._dry = self._at_once = False
         return not self._late
 
     def has(self, reader: io.BufferedReader) -> bool:
@@ -99,7 +117,7 @@ class Reading(socket.SocketIO):
     def readinto(self, buffer: Any) -> int | None:
         sock = self._sock
         if self._dry or type(sock) is not Interruptible:
-            return None if self._dry else super().readinto(buffer)
+            return self._read_otherwise(buffer)
         while True:
             try:
                 return _recv_into(sock, buffer)
@@ -108,6 +126,17 @@ class Reading(socket.SocketIO):
                     self._late = True
                     return None
             _wait(_fileno(sock))
+
+    def _read_otherwise(self, buffer: Any) -> int | None:
+        if not self._dry:
+            return super().readinto(buffer)
+        if not self._at_once:
+            return None
+        try:
+            return _recv_into(self._sock, buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._late = True
+            return None
 
 
 class _Writing(socket.SocketIO):
@@ -130,7 +159,3 @@ def _wait(fd: int) -> None:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     poller.poll()
-
-
-def _timeval(seconds: float) -> bytes:
-    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))

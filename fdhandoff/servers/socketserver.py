@@ -165,6 +165,9 @@ class _Requests:
         return True
 
     def _end(self, request: socket.socket) -> None:
+        if not self._gone and not self._came:  # as long as nobody leaves
+            self._shutdown_request(request)
+            return
         with self._lock:
             gone = id(request) in self._gone
             self._gone.discard(id(request))

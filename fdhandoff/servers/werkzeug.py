@@ -15,7 +15,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs werkzeug: pip install 'werkzeug>=3.1' ({error})") from None
 
-from ..adapting import named, service_name, taken, with_service
+from ..adapting import named, service_name, taken
 from .socketserver import serve
 
 if TYPE_CHECKING:
@@ -63,10 +63,13 @@ def run_simple(
         def __init__(self, address: Any, handler: Any, *, bind_and_activate: bool) -> None:
             HTTPServer.__init__(self, address, handler, bind_and_activate)
             self.host, self.port = hostname, port
-            self.app = lambda *call: with_service(application, self.service)(*call)
             self.passthrough_errors = passthrough_errors
             self.ssl_context = context
             self._server_version = f"Werkzeug/{_version()}"
+
+        def app(self, environ: dict[str, Any], start_response: Any) -> Any:
+            environ["fdhandoff"] = self.service
+            return application(environ, start_response)
 
     class Handler(handler):  # type: ignore[misc, valid-type]
         if threaded and "protocol_version" not in vars(handler):

@@ -5,6 +5,7 @@ It answers each request on a connection of its own, as it always does.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -67,14 +68,10 @@ def binding_nothing(base: Any, application: Callable[[], Any]) -> Any:
         def get_app(self) -> Any:
             return with_service(application(), self.service)
 
-        @property
+        @cached_property
         def base_environ(self) -> dict[str, str]:
             self.setup_environ()  # which wsgiref does where it binds
             return self.__dict__["base_environ"]  # type: ignore[no-any-return]
-
-        @base_environ.setter
-        def base_environ(self, made: dict[str, str]) -> None:
-            self.__dict__["base_environ"] = made
 
     Wsgi.__name__ = Wsgi.__qualname__ = base.__name__
     return Wsgi

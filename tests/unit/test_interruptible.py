@@ -33,6 +33,34 @@ def _comes_back(sock: socket.socket) -> bool:
     return any(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
 
 
+def _rest(counted: CountedSocket) -> None:
+    """As one does that has had a request and waits for another."""
+    with counted.makefile("rb", -1) as reader:
+        assert not reader.raw.begins(reader)
+        assert not reader.raw.begins(reader)
+    assert _comes_back(counted)
+
+
+def test_the_first_request_is_looked_for_without_a_wait_or_a_limit(pair: Any) -> None:
+    client, counted = pair
+    with counted.makefile("rb", -1) as early, counted.makefile("rb", -1) as reader:
+        assert not early.raw.begins(early)
+        client.sendall(b"one\n")
+        assert reader.raw.begins(reader)
+        assert reader.readline() == b"one\n"
+        assert not _comes_back(counted)
+        assert not reader.raw.begins(reader)
+        assert _comes_back(counted), "it may rest from now on"
+
+
+def test_a_client_that_comes_and_goes_is_no_reason_to_wait(pair: Any) -> None:
+    client, counted = pair
+    client.close()
+    with counted.makefile("rb", -1) as reader:
+        assert reader.raw.begins(reader)
+        assert reader.readline() == b""
+
+
 def test_who_waits_for_a_request_is_told_when_none_comes_for_a_moment(pair: Any) -> None:
     client, counted = pair
     with counted.makefile("rb", -1) as reader:
@@ -121,7 +149,7 @@ USES: dict[str, Any] = {
 @pytest.mark.parametrize("use", USES)
 def test_whoever_uses_it_otherwise_has_an_ordinary_socket(use: str, pair: Any) -> None:
     client, counted = pair
-    assert _comes_back(counted)
+    _rest(counted)
     number_of(counted)
     assert type(counted) is Interruptible
     with counted.makefile("rb", -1) as reader:
@@ -136,6 +164,7 @@ def test_whoever_uses_it_otherwise_has_an_ordinary_socket(use: str, pair: Any) -
 
 def test_a_descriptor_that_is_taken_out_is_an_ordinary_one(pair: Any) -> None:
     client, counted = pair
+    _rest(counted)
     with socket.socket(fileno=counted.detach()) as plain:
         assert not _comes_back(plain)
     client.close()
