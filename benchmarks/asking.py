@@ -10,6 +10,7 @@ import time
 _REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 _ANSWER = b"hello"
 _LAST = b"connection: close"
+_ONE_REQUEST = b"HTTP/1.0"
 _CONNECTIONS = 8
 _MOST = 65536
 _PATIENCE_SECONDS = 10.0
@@ -64,7 +65,8 @@ class Asker:
                 got = sockets[fd].recv(_MOST)
                 if not got:
                     raise SystemExit("the server has closed a connection and not said so")
-                if _LAST in got.lower():  # hypercorn's thousandth of a connection
+                # wsgiref's, each of Flask's, hypercorn's thousandth of a connection
+                if got.startswith(_ONE_REQUEST) or _LAST in got.lower():
                     ending.add(fd)
                 if not got.endswith(_ANSWER):
                     continue  # the headers came first
