@@ -206,12 +206,19 @@ _UWSGI = ("--http11-socket", "127.0.0.1:{port}", "--disable-logging", "--threads
 _DAPHNE = ("-v", "0", "-p", "{port}", "asgi:app")
 _PROGRAM = ("-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])")
 _OURS = ("--handoff-path", "{path}")
+
+
+def _either_way(file: str) -> dict[str, list[str]]:
+    """A program of ours that serves in either way, as its first word says."""
+    return {way: [file, way, "{port}", "{path}"] for way in ("bare", "adapter")}
+
+
 SERVERS = {
     "uvicorn": {"bare": ["-m", "uvicorn", *_UVICORN, "{port}"],
                 "adapter": ["-m", "fdhandoff.servers.uvicorn", *_UVICORN, "{port}", *_OURS]},
-    "aiohttp": {way: ["aiohttped.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
-    "ThreadingHTTPServer": {way: ["threaded.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
-    "tornado": {way: ["tornadoed.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
+    "aiohttp": _either_way("aiohttped.py"),
+    "ThreadingHTTPServer": _either_way("threaded.py"),
+    "tornado": _either_way("tornadoed.py"),
     "hypercorn": {"bare": ["-m", "hypercorn", *_HYPERCORN],
                   "adapter": ["-m", "fdhandoff.servers.hypercorn", *_HYPERCORN, *_OURS]},
     "gunicorn gthread": {"bare": ["-m", "gunicorn", *_GUNICORN],
@@ -220,14 +227,14 @@ SERVERS = {
                 "adapter": ["-m", "fdhandoff.servers.granian", *_GRANIAN, *_OURS]},
     "uWSGI": {"bare": [*_PROGRAM, "uwsgi", "--master", "--need-app", "--die-on-term", *_UWSGI],
               "adapter": ["-m", "fdhandoff.servers.uwsgi", *_UWSGI, *_OURS]},
-    "waitress": {way: ["waitressed.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
-    "cheroot": {way: ["cherooted.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
-    "wsgiref": {way: ["wsgirefed.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
-    "Flask": {way: ["flasked.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
-    "Django": {way: ["djangoed.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
-    "Twisted": {way: ["twisteded.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
+    "waitress": _either_way("waitressed.py"),
+    "cheroot": _either_way("cherooted.py"),
+    "wsgiref": _either_way("wsgirefed.py"),
+    "Flask": _either_way("flasked.py"),
+    "Django": _either_way("djangoed.py"),
+    "Twisted": _either_way("twisteded.py"),
     "daphne": {"bare": ["-m", "daphne", *_DAPHNE], "adapter": ["-m", "fdhandoff.servers.daphne", *_DAPHNE, *_OURS]},
-    "Sanic": {way: ["saniced.py", way, "{port}", "{path}"] for way in ("bare", "adapter")},
+    "Sanic": _either_way("saniced.py"),
 }  # fmt: skip
 
 
