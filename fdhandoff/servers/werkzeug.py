@@ -6,6 +6,7 @@ It answers each request on a connection of its own, as it always does, and says 
 
 from __future__ import annotations
 
+from functools import cached_property
 from http.server import HTTPServer
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs werkzeug: pip install 'werkzeug>=3.1' ({error})") from None
 
-from ..adapting import named, service_name, taken
+from ..adapting import named, service_name, taken, with_service
 from .socketserver import serve
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ def run_simple(
             self.ssl_context = context
             self._server_version = f"Werkzeug/{_version()}"
 
-        def app(self, environ: dict[str, Any], start_response: Any) -> Any:
-            environ["fdhandoff"] = self.service
-            return application(environ, start_response)
+        @cached_property
+        def app(self) -> Any:
+            return with_service(application, self.service)
 
     class Handler(handler):  # type: ignore[misc, valid-type]
         if threaded and "protocol_version" not in vars(handler):
