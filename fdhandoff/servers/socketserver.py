@@ -111,9 +111,9 @@ class _Requests:
         self.departure = Departure(service)
         self._server = server
         self._service = service
+        # Of each socket only the thread that has it says something here, so no lock is needed.
         self._gone: set[int] = set()  # the sockets, by identity, whose connections have moved
         self._came: dict[int, tuple[bytes, bytes]] = {}  # and what came with those that moved here
-        self._lock = threading.Lock()
         self._shutdown_request = server.shutdown_request
         server.shutdown_request = self._end
         server.handoff, server.service = self, service
@@ -160,19 +160,13 @@ class _Requests:
         """Whether the connection is the next generation's now."""
         if self.departure.give([Connection("connection", sock, state)]):
             return False
-        with self._lock:
-            self._gone.add(id(sock))
+        self._gone.add(id(sock))
         return True
 
     def _end(self, request: socket.socket) -> None:
-        if not self._gone and not self._came:  # as long as nobody leaves
-            self._shutdown_request(request)
-            return
-        with self._lock:
-            gone = id(request) in self._gone
-            self._gone.discard(id(request))
         self._came.pop(id(request), None)
-        if gone:
+        if id(request) in self._gone:
+            self._gone.discard(id(request))
             self._server.close_request(request)  # without a shutdown, which its new owner would feel
         else:
             self._shutdown_request(request)
