@@ -144,10 +144,6 @@ class Serving:
             self._ports.append(port)
             port.startListening()
 
-    def begin(self, transport: Any) -> None:
-        """A connection is open."""
-        self.transports.add(transport)
-
     def _drain(self) -> None:
         for port in self._ports:
             port.stopReading()
@@ -225,7 +221,7 @@ class _Gated:
         self.sessionno += 1
         transport = self.transport(connection, protocol, address, self, self.sessionno, self.reactor)
         protocol.makeConnection(transport)
-        self.serving.begin(transport)
+        self.serving.transports.add(transport)
 
     def _rest(self: Any, seconds: float) -> None:
         self.stopReading()
