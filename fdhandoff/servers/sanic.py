@@ -108,7 +108,7 @@ async def _serve(service: Service, app: Any, listener: socket.socket, ssl: Any, 
         await passage.leave()
         await server.before_stop()
         for connection in list(connections):
-            if _websocket(connection) is not None:
+            if connection.websocket is not None:
                 connection.websocket.fail_connection(code=_RESTART)
         report = await service.drain_async()
         await accepting
@@ -125,6 +125,8 @@ class Resting(HttpProtocol):
     """Sanic's protocol, and nothing else as long as the service serves."""
 
     __slots__ = ("passage",)
+
+    websocket = None
 
 
 class RestingWebSocket(WebSocketProtocol):
@@ -173,13 +175,9 @@ def _watch(protocol: Any) -> None:
         http.response_func = http.http1_response_header
 
 
-def _websocket(protocol: Any) -> Any:
-    return getattr(protocol, "websocket", None)
-
-
 def _movable(protocol: Any) -> bytes | None:
     http = protocol.http
-    rests = http is not None and http.stage is Stage.IDLE and not protocol.recv_buffer and _websocket(protocol) is None
+    rests = http is not None and http.stage is Stage.IDLE and not protocol.recv_buffer and protocol.websocket is None
     return b"" if rests else None
 
 

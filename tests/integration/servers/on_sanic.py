@@ -4,6 +4,7 @@ loop, anything else at once."""
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ app = Sanic("app", configure_logging=False)
 app.config.update(GRACEFUL_SHUTDOWN_TIMEOUT=20, KEEP_ALIVE_TIMEOUT=60)
 
 
-@app.websocket("/ws")
 async def chat(request: Request, socket: Websocket) -> None:
     async for message in socket:
         await socket.send(f"{request.app.ctx.fdhandoff.generation.number} {message}")
+
+
+if "NO_WEBSOCKETS" not in os.environ:  # Sanic has another protocol then
+    app.add_websocket_route(chat, "/ws")
 
 
 @app.get("/loop")

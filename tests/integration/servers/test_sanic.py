@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ..cli import PACKAGE, Running, environment, free_port, stopping
+from ..cli import PACKAGE, Running, environment, free_port, stopping, wait_for
 from ..master import request
+from . import Client
+from .slow import until
 
 pytest.importorskip("sanic", reason="needs sanic: pip install 'fdhandoff[test]'")
 
@@ -20,10 +23,12 @@ APP = "tests.integration.servers.on_sanic:app"
 
 
 class Sanic(Running):
-    def __init__(self, *words: str, inherit: socket.socket | None = None, path: Path, env: Any = ()) -> None:
+    def __init__(
+        self, *words: str, inherit: socket.socket | None = None, path: Path, env: dict[str, str] | None = None
+    ) -> None:
         command = [sys.executable, "-m", f"{PACKAGE}.servers.sanic", *words, "--handoff-path", str(path), APP]
         if inherit is None:
-            self._start(command, env=environment(**dict(env)))
+            self._start(command, env=environment(**(env or {})))
             return
         fd = inherit.fileno()
         prefix = ["sh", "-c", 'LISTEN_FDS=1 LISTEN_FDNAMES=http LISTEN_PID=$$ exec "$@"', "sh"]
@@ -41,6 +46,30 @@ def test_the_command_line_serves_with_its_own_options(tmp_path: Path) -> None:
             second.says("generation 2 serves")
             assert request(("127.0.0.1", port)) == ("app", 2, 0)
             assert first.ends() == 0, first.text()
+
+
+def test_connections_of_an_application_without_websockets_move_and_are_told_the_end(tmp_path: Path) -> None:
+    port, path, plain = free_port(), tmp_path / "h.sock", {"NO_WEBSOCKETS": "1"}
+    words = ("--host", "127.0.0.1", "--port", str(port))
+    first = Sanic(*words, path=path, env=plain)
+    with stopping(first), contextlib.ExitStack() as stack:
+        first.says("generation 1 serves")
+        idle, slow = (stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(2))
+        assert idle.ask() == 1
+        slow.send(until(tmp_path / "over"))
+        second = Sanic(*words, path=path, env=plain)
+        with stopping(second):
+            second.says("generation 2 serves")
+            wait_for(lambda: idle.ask() == 2, "it to move")
+            (tmp_path / "over").touch()
+            assert slow.receive() == 1
+            wait_for(lambda: slow.ask() == 2, "it to follow")
+            assert first.ends() == 0, first.text()
+            second.signal(signal.SIGTERM)
+            wait_for(lambda: idle.ask() == 2 and idle.ended, "the end to be announced")
+            assert slow.ask() == 2
+            assert slow.ended
+            assert second.ends() == 0, second.text()
 
 
 @pytest.mark.parametrize(("chosen", "module"), [({}, "uvloop"), ({"SANIC_USE_UVLOOP": "false"}, "asyncio")])
