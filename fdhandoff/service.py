@@ -204,7 +204,7 @@ class Service:
         self.notifier = Notifier.from_environment(os.environ)
         self.signals = Signals(signals, self._on_signal)
         self.upgrader = Upgrader(self)
-        self.worker = Worker("fdhandoff-service")
+        self.worker = Worker()
         try:
             # A master above us answers for all of its generations, and says which of them serves.
             self.path = self._choose_path(path, named) if mastered is None else None
