@@ -169,6 +169,7 @@ class Service:
         self._log = log or self._to_stderr
         self._on_event = on_event
         self._observed: Callable[[], int] | None = None
+        self._when_draining: list[Callable[[], object]] = []
         self._state_hook: Callable[[], bytes] | None = None
         self.since = time.time()
         self._lock = threading.Lock()
@@ -452,6 +453,16 @@ class Service:
         if self.state_word != STARTING:
             raise UpgradeError("observes() comes before ready()", serving=OLD)
         self._observed = count
+
+    def when_draining(self, function: Callable[[], object]) -> None:
+        """Has ``function()`` called when this process begins to drain, before ``wait()`` returns; at once, where it drains
+        already. For what a connection needs only for its end. It is called in any thread, and others wait for it."""
+        with self._lock:
+            waits = self.state_word not in (DRAINING, STOPPED)
+            if waits:
+                self._when_draining.append(function)
+        if not waits:
+            function()
 
     @property
     def inside(self) -> int:
@@ -944,6 +955,12 @@ class Service:
         self._drain_began = time.monotonic()
         self._finished_before = self.gate.counters.finished
         self.become(DRAINING)
+        for function in self._when_draining:
+            try:
+                function()
+            except Exception:
+                # No reason not to drain: it is shown.
+                sys.excepthook(*sys.exc_info())
         self._ended.set()
 
     def become(self, word: str) -> None:

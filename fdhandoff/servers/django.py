@@ -62,25 +62,29 @@ def run(
 
     if on_bind is not None:
         on_bind(port)
-    basehttp.ServerHandler = Announcing
     serve(
         Server,
         (addr, port),
         basehttp.WSGIRequestHandler,
         grace=grace,
+        announce=_announce,
         **named(handoff, service_name(os.environ.get(_SETTINGS, ""), "django")),
     )
 
 
-class Announcing(basehttp.ServerHandler):  # type: ignore[misc]
-    """Django's, which says when the connection ends with this answer."""
+def _announce() -> None:
+    """Each answer of Django's, also one under way, says when the connection ends with it."""
+    handler: Any = basehttp.ServerHandler
+    cleanup_headers = handler.cleanup_headers
 
-    def cleanup_headers(self) -> None:
-        super().cleanup_headers()
+    def announcing(self: Any) -> None:
+        cleanup_headers(self)
         request = self.request_handler
         if request.ends():
             self.headers["Connection"] = "close"
             request.close_connection = True
+
+    handler.cleanup_headers = announcing
 
 
 def main() -> None:

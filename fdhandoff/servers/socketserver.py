@@ -18,7 +18,6 @@ import math
 import select
 import socket
 import socketserver
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -49,12 +48,15 @@ def serve(
     *,
     grace: float | None = 30.0,
     ssl_context: ssl.SSLContext | None = None,
+    announce: Callable[[], object] | None = None,
     **handoff: Unpack[Handoff],
 ) -> None:
     """Serves until a newer generation does, or until it is told to stop; then finishes what is inside, for ``grace`` seconds
     at most (``None``: for ever). ``address``: host and port, or a Unix socket's path. ``ssl_context``: for each connection,
-    wrapped in the handler's thread; it can't move then. The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. The
-    server's listener, signals and end are those of the ``Service``, which handlers find as ``self.server.service``.
+    wrapped in the handler's thread; it can't move then. ``announce()`` is called when this process begins to drain: for an
+    HTTP handler whose answers have their headers from elsewhere than ``end_headers``; they ask its ``ends()`` from then on. The
+    ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. The server's listener, signals and end are those of the
+    ``Service``, which handlers find as ``self.server.service``.
 
     ``ValueError`` for a datagram server, and for one that forks: nobody could wait for its children. Raises what ``Service``
     raises.
@@ -81,7 +83,9 @@ def serve(
             service.receive_connections(requests.take)
         service.ready()
         if _is_http(handler_class):
-            threading.Thread(target=_let_leave, args=(handed, service), name="fdhandoff-leave", daemon=True).start()
+            service.when_draining(lambda: _let_leave(handed))
+        if announce is not None:
+            service.when_draining(announce)
         service.serve(requests.begin, listeners)
         report = service.drain()
         service.say(str(report))
@@ -237,10 +241,8 @@ def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) ->
     return Handed
 
 
-def _let_leave(handed: Any, service: Service) -> None:
-    """What a handler does for its connection's departure, it does when this process drains: before, it costs no request
-    anything."""
-    service.wait()
+def _let_leave(handed: Any) -> None:
+    """What a handler does for its connection's departure, it does from now on: before, it costs no request anything."""
     end_headers = handed.end_headers
 
     def announcing(self: Any) -> None:

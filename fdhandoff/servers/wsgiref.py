@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from ..adapting import service_name, with_service
+from ..adapting import service_name
 from .socketserver import serve
 
 if TYPE_CHECKING:
@@ -66,12 +66,14 @@ def binding_nothing(base: Any, application: Callable[[], Any]) -> Any:
         service: Any
 
         def get_app(self) -> Any:
-            return with_service(application(), self.service)
+            return application()
 
         @cached_property
-        def base_environ(self) -> dict[str, str]:
+        def base_environ(self) -> dict[str, Any]:
             self.setup_environ()  # which wsgiref does where it binds
-            return self.__dict__["base_environ"]  # type: ignore[no-any-return]
+            made: dict[str, Any] = self.__dict__["base_environ"]
+            made["fdhandoff"] = self.service
+            return made
 
     Wsgi.__name__ = Wsgi.__qualname__ = base.__name__
     return Wsgi

@@ -243,3 +243,24 @@ def test_a_held_pidfile_is_an_error_before_anybody_is_disturbed(tmp_path: Path, 
     with make(tmp_path, lines, pidfile=tmp_path / "pid") as service, pytest.raises(errors.PidfileLocked):
         service.ready()
     assert (tmp_path / "pid").read_text() == "1\n"
+
+
+def test_what_belongs_to_the_drain_is_done_before_the_wait_is_over(
+    tmp_path: Path, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[bool, str]] = []
+
+    def fail() -> None:
+        raise ZeroDivisionError("shown")
+
+    with make(tmp_path, lines) as service:
+        service.ready()
+        service.when_draining(fail)
+        service.when_draining(lambda: seen.append((service.draining, service.wait(0))))
+        assert not seen
+        service.stop()
+        assert service.wait(10) == "stop"
+        assert seen == [(True, "")]
+        assert "ZeroDivisionError: shown" in capsys.readouterr().err
+        service.when_draining(lambda: seen.append((service.draining, service.wait(0))))
+        assert seen[1:] == [(True, "stop")]
