@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import signal
 import socket
+import socketserver
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fdhandoff.servers import socketserver as adapter
 
 from ..cli import PACKAGE, Running, environment, free_port, status, stopping, wait_for
 from ..master import Load, request
@@ -211,3 +216,15 @@ def test_options_that_make_no_sense_are_told_in_a_sentence(words: list[str], why
     assert running.ends() == 2
     assert why in running.text()
     assert "Traceback" not in running.text()
+
+
+@pytest.mark.parametrize("written", [b"hello", b"", bytearray(b"hello"), array.array("i", [1, 2, 3])])
+def test_an_unbuffered_writer_says_how_many_bytes_it_has_written(written: Any) -> None:
+    counts = []
+    for writer in (socketserver._SocketWriter, adapter._Sending):  # type: ignore[attr-defined]
+        one, other = socket.socketpair()
+        with one, other:
+            counts.append(writer(one).write(written))
+            one.shutdown(socket.SHUT_WR)
+            assert other.recv(100) == bytes(memoryview(written).cast("B"))
+    assert counts == [memoryview(written).nbytes] * 2
