@@ -1,7 +1,7 @@
 """``Service``: one program's whole life as a generation. It inherits, takes over or binds; says ready; hands over when asked;
 drains; ends.
 
-A worker thread owns what happens: signals, takers, upgrade and stop requests reach it as jobs, one after the other. Only two
+A worker owns what happens: signals, takers, upgrade and stop requests reach it as jobs, one after the other. Only two
 things act across: the upgrader's ``interrupt`` ends a handoff that is under way, ``hurry`` ends a drain.
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import weakref
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,9 @@ _told = {name: os.environ[name] for name in _TELLING if name in os.environ}
 try:
     from twisted.internet import endpoints, tcp, unix
     from twisted.internet.abstract import FileDescriptor
-    from twisted.internet.threads import deferToThreadPool
+    from twisted.internet.defer import Deferred
     from twisted.python import log
+    from twisted.python.failure import Failure
     from twisted.web.http import HTTPChannel
     from twisted.web.http_headers import Headers
 except ImportError as error:  # pragma: no cover - said to whoever runs it
@@ -129,8 +131,22 @@ class Serving:
                 signal.signal(number, handler)
         self._in_thread(self.service.ready).addCallbacks(self._serve, self._fail)
 
-    def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *arguments)
+    def _in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
+        """In a thread that ends with it: one of the reactor's pool would stay. The reactor waits for it when it stops."""
+        ended: Deferred[Any] = Deferred()
+
+        def run() -> None:
+            outcome: Any
+            try:
+                outcome = function()
+            except BaseException:
+                outcome = Failure()  # type: ignore[no-untyped-call]
+            self._reactor.callFromThread(ended.callback, outcome)
+
+        thread = threading.Thread(target=run, name="fdhandoff-twisted", daemon=True)
+        thread.start()
+        self._reactor.addSystemEventTrigger("during", "shutdown", thread.join)
+        return ended
 
     def _fail(self, failure: Any) -> None:
         self.failure = failure.value
