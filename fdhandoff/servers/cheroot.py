@@ -69,10 +69,11 @@ class Server(_Server):  # type: ignore[misc]
             else:
                 service.drains_when_asked()
             service.ready()
-            watcher = threading.Thread(target=self._watch, name="fdhandoff-cheroot", daemon=True)
-            watcher.start()
+            ending = threading.Thread(target=self._end, name="fdhandoff-cheroot", daemon=True)
+            service.when_draining(ending.start)
             self.serve()
-            watcher.join()
+            service.wait()
+            ending.join()
 
     def _prepare(self) -> None:
         """The pool's threads inherit that they are daemons: the gate waits for them, and what is cut holds nobody up."""
@@ -106,9 +107,8 @@ class Server(_Server):  # type: ignore[misc]
     def bind_unix_socket(self, _: Any) -> Any:
         return self.bind()
 
-    def _watch(self) -> None:
+    def _end(self) -> None:
         service = self.service
-        service.wait()
         self._announce()
         report = service.drain()
         service.say(str(report))

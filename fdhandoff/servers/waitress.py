@@ -103,15 +103,14 @@ class _Serving:
         service.ready()
         reports: list[DrainReport] = []
 
-        def watch() -> None:
-            service.wait()
+        def end() -> None:
             self._leaving = True
             self._turn_soon()
             reports.append(service.drain())
             self._turn_soon()
 
-        watcher = threading.Thread(target=watch, name="fdhandoff-waitress", daemon=True)
-        watcher.start()
+        ending = threading.Thread(target=end, name="fdhandoff-waitress", daemon=True)
+        service.when_draining(ending.start)
         pauses, retry = Pauses(), 0.0
         while not self._leaving:
             self._turn(self._timeout)
@@ -127,7 +126,7 @@ class _Serving:
                 pauses.reset()
             else:
                 retry = time.monotonic() + pauses.next()
-        watcher.join()
+        ending.join()
         service.say(str(reports[0]))
         self._whole.task_dispatcher.shutdown(timeout=0)
         for one in list(self._map.values()):
