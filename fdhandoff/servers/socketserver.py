@@ -244,12 +244,9 @@ def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) ->
             finally:
                 self.connection.settimeout(before)
 
-        def _stays(self) -> bool:
-            return ssl_context is not None or not self.server.handoff.departure.hopeful
-
         def ends(self) -> bool:
-            """Whether the connection ends with the answer that is given now."""
-            return service.draining and self._stays()
+            """Whether the connection ends with the answer that is given now, while this process drains."""
+            return ssl_context is not None or not self.server.handoff.departure.hopeful
 
     Handed.__name__ = Handed.__qualname__ = base.__name__
     return Handed
