@@ -3,6 +3,7 @@ connection that they had to make anew."""
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
@@ -14,6 +15,14 @@ from ..cli import DEADLINE, wait_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from ..cli import Running
+
+
+def two_threads_sleep(server: Running) -> None:
+    """Beside a server that has none of its own: who answers at the handoff path, and who listens to signals. Those of its start
+    have ended, as sleeping threads are not free."""
+    wait_for(lambda: len(os.listdir(f"/proc/{server.pid}/task")) == 3, "the threads of its start to end")
 
 
 class Crowd:

@@ -16,7 +16,7 @@ import pytest
 from ..cli import Running, environment, free_port, status, stopping, verb, wait_for
 from ..master import Load, Service, quick
 from ..master.test_health import asked
-from . import Client, KeepAlive
+from . import Client, KeepAlive, two_threads_sleep
 from .slow import until
 
 HERE = Path(__file__).parent
@@ -38,16 +38,12 @@ PROGRAMS = {
 }
 
 
-#: Whose connections end where they are.
-ENDING = {"twisted": [sys.executable, str(HERE / "on_twisted.py")]}
-
-
 # CherryPy is served by cheroot, with which all of it is tested.
 @pytest.fixture(params=[name for name in PROGRAMS if name != "cherrypy"])
 def program(request: pytest.FixtureRequest) -> list[str]:
     if request.param != "socketserver":
         pytest.importorskip(request.param, reason=f"needs {request.param}: pip install 'fdhandoff[test]'")
-    return {**PROGRAMS, **ENDING}[request.param]
+    return PROGRAMS[request.param]
 
 
 class Server(Running):
@@ -87,16 +83,15 @@ def test_strangers_take_over_and_every_connection_stays(program: list[str], tmp_
     assert os.listdir(tmp_path) == [], "nothing is left of it"
 
 
-@pytest.mark.parametrize("program", ["aiohttp", "sanic", "tornado", "asyncio", "hypercorn", "twisted"], indirect=True)
+@pytest.mark.parametrize("program", ["aiohttp", "sanic", "tornado", "asyncio", "hypercorn"], indirect=True)
 def test_beside_a_server_that_has_no_threads_two_sleep(program: list[str], tmp_path: Path) -> None:
-    """Who answers at the handoff path, and who listens to signals: sleeping threads are not free."""
     port = free_port()
     server = Server(program, tmp_path, port)
     with stopping(server):
         server.serves(1)
         with contextlib.closing(Client(("127.0.0.1", port))) as client:
             assert client.ask() == 1
-            wait_for(lambda: len(os.listdir(f"/proc/{server.pid}/task")) == 3, "the threads of its start to end")
+            two_threads_sleep(server)
 
 
 def test_under_the_master_connections_move_with_each_upgrade(program: list[str], tmp_path: Path) -> None:

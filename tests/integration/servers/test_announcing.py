@@ -18,7 +18,7 @@ import pytest
 from ...conftest import needs_that
 from ..cli import PACKAGE, Running, environment, free_port, status, stopping, wait_for
 from ..master import Load, Service, quick
-from . import Client, KeepAlive
+from . import Client, KeepAlive, two_threads_sleep
 from .slow import until
 
 HERE = Path(__file__).parent
@@ -96,6 +96,17 @@ def test_strangers_take_over_and_no_request_fails(name: str, tmp_path: Path) -> 
         old.signal(signal.SIGTERM)
         assert old.ends() == 0, old.text()
     assert os.listdir(tmp_path) == [], "nothing is left of it"
+
+
+@pytest.mark.parametrize("name", ["twisted", "daphne"])
+def test_beside_a_server_that_has_no_threads_two_sleep(name: str, tmp_path: Path) -> None:
+    port = free_port()
+    server = Server(name, tmp_path, port)
+    with stopping(server):
+        server.serves(1)
+        with contextlib.closing(Client(("127.0.0.1", port))) as client:
+            assert client.ask() == 1
+            two_threads_sleep(server)
 
 
 def test_under_the_master_no_request_fails(name: str, tmp_path: Path) -> None:
