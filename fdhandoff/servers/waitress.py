@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from ..connection import CountedSocket
 
-# select() knows descriptors below this alone; with few of them it costs less than poll(), which waitress gives each anew.
-_SELECT_MAX = 1024
 _LISTENING = ("listen", "host", "port", "unix_socket", "unix_socket_perms", "ipv4", "ipv6", "sockets")
 
 
@@ -85,16 +83,15 @@ class _Serving:
         self._service = service
         self._departure = Departure(service)
         self._map: dict[int, Any] = {}
-        self._refused = False  # an accept found the gate closed
         sockets = [_Listener(listener, self) for listener in listeners]
         self._whole = create_server(app, map=self._map, sockets=sockets, **options)
         self._task = type("Task", (WSGITask,), {})  # also of those that are under way when the drain begins
         self._servers = [one for one in self._map.values() if isinstance(one, BaseWSGIServer)]
         for server in self._servers:
             server.channel_class = type("Channel", (HTTPChannel,), {"task_class": self._task})
-            server.readable = partial(self._accepts, server.readable)
         self._timeout = self._servers[0].adj.asyncore_loop_timeout
-        self._polls = self._servers[0].adj.asyncore_use_poll
+        # With few descriptors it costs less than poll(), which waitress gives each anew.
+        self._poll = wasyncore.poll2 if self._servers[0].adj.asyncore_use_poll else wasyncore.poll
         self._leaving = False
         service.receive_connections(self._take)
 
@@ -133,17 +130,27 @@ class _Serving:
             one.close()
 
     def _turn(self, timeout: float) -> None:
-        polls = self._polls or max(self._map, default=0) >= _SELECT_MAX
-        (wasyncore.poll2 if polls else wasyncore.poll)(timeout, self._map)
+        try:
+            self._poll(timeout, self._map)
+        except ValueError:
+            if self._poll is wasyncore.poll2:
+                raise
+            self._poll = wasyncore.poll2  # select() knows descriptors below 1024 alone
 
     def _turn_soon(self) -> None:
         self._servers[0].pull_trigger()
 
-    def _accepts(self, readable: Any) -> bool:
-        """Asked in every turn of the loop. To look at the gate lets another thread run first, for which this one waits."""
-        if self._refused:
-            self._refused = self._service.gate.closed
-        return not self._refused and bool(readable())
+    def accept_later(self) -> None:
+        """An accept found the gate closed: the listeners are not waited for until it is open again. To look at the gate lets
+        another thread run first, for which this one waits, so it is not asked in a turn before that."""
+        for server in self._servers:
+            server.readable = partial(self._accepts, server)
+
+    def _accepts(self, server: Any) -> bool:
+        if self._service.gate.closed:
+            return False
+        del server.readable
+        return bool(server.readable())
 
     # --- connections come and go --------------------------------------------------------------------------------
 
@@ -196,7 +203,8 @@ class _Listener(GatedListener):
         try:
             return super().accept()
         except BlockingIOError:
-            self._serving._refused = self.gate.closed
+            if self.gate.closed:
+                self._serving.accept_later()
             raise
 
 

@@ -6,6 +6,7 @@ import sys
 
 from aiohttp import WSMsgType, web
 from encrypted import context_of
+from probation import SECONDS
 from slow import wait_async
 
 from fdhandoff.servers.aiohttp import SERVICE, run_app
@@ -36,7 +37,7 @@ def main() -> None:
     app.router.add_route("*", "/{tail:.*}", answer)
     app.on_cleanup.append(cleanup)
     run_app(
-        app, host="127.0.0.1", port=int(port), handoff_path=path, handoff_probation=0.5, shutdown_timeout=20,
+        app, host="127.0.0.1", port=int(port), handoff_path=path, handoff_probation=SECONDS, shutdown_timeout=20,
         keepalive_timeout=60, access_log=None, ssl_context=context_of(files),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from encrypted import context_of
+from probation import SECONDS
 from slow import wait_async
 
 from fdhandoff.servers.asyncio import create_server, draining, start_server, start_unix_server
@@ -104,7 +105,7 @@ async def main() -> None:
     grace = float(options.pop(0)) if options else 20.0
     handoff: dict[str, Any] = {
         "handoff_path": path,
-        "handoff_probation": 0.5,
+        "handoff_probation": SECONDS,
         "grace": grace,
         "ssl": context_of(options),
     }

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse
 from django.urls import re_path
+from probation import SECONDS
 from slow import wait
 
 from fdhandoff.servers.django import run
@@ -33,7 +34,7 @@ def main() -> None:
         LOGGING_CONFIG=None,
     )  # fmt: skip
     run(
-        "127.0.0.1", int(port), get_wsgi_application(), handoff_name="django", handoff_path=path, handoff_probation=0.5,
+        "127.0.0.1", int(port), get_wsgi_application(), handoff_name="django", handoff_path=path, handoff_probation=SECONDS,
         grace=20,
     )  # fmt: skip
 

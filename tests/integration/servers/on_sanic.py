@@ -15,6 +15,7 @@ from sanic.response import raw
 from fdhandoff.servers import sanic
 
 sys.path.insert(0, str(Path(__file__).parent))
+from probation import SECONDS
 from slow import wait_async
 
 app = Sanic("app", configure_logging=False)
@@ -51,7 +52,7 @@ async def stopping(*_: object) -> None:
 def main() -> None:
     port, path, *files = sys.argv[1:]
     tls = dict(zip(("cert", "key"), files, strict=False)) or None
-    sanic.run(app, "127.0.0.1", int(port), access_log=False, ssl=tls, handoff_path=path, handoff_probation=0.5)
+    sanic.run(app, "127.0.0.1", int(port), access_log=False, ssl=tls, handoff_path=path, handoff_probation=SECONDS)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from encrypted import context_of
+from probation import SECONDS
 from slow import wait_async
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketHandler
@@ -31,7 +32,13 @@ def main() -> None:
     port, path, *files = sys.argv[1:]
     app = Application([("/ws", Chat), ("/(.*)", Answer)], log_function=lambda handler: None)
     tornado.run(
-        app, int(port), "127.0.0.1", handoff_path=path, handoff_probation=0.5, grace=20, ssl_options=context_of(files)
+        app,
+        int(port),
+        "127.0.0.1",
+        handoff_path=path,
+        handoff_probation=SECONDS,
+        grace=20,
+        ssl_options=context_of(files),
     )
 
 

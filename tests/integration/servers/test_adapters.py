@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import sys
 import termios
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ...conftest import needs_that
 from ..cli import Running, environment, free_port, status, stopping, verb, wait_for
 from ..master import Load, Service, quick
 from ..master.test_health import asked
@@ -92,6 +94,48 @@ def test_beside_a_server_that_has_no_threads_two_sleep(program: list[str], tmp_p
         with contextlib.closing(Client(("127.0.0.1", port))) as client:
             assert client.ask() == 1
             two_threads_sleep(server)
+
+
+def test_waitress_serves_with_descriptors_that_select_does_not_know(tmp_path: Path) -> None:
+    pytest.importorskip("waitress", reason="needs waitress: pip install 'fdhandoff[test]'")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needs_that(hard >= 2048, "2,048 descriptors: ulimit -Hn")
+    crowded = (
+        "import os, resource, runpy, sys;"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (2048, {hard}));"
+        "[os.open('/dev/null', os.O_RDONLY) for _ in range(1024)];"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    )
+    port = free_port()
+    server = Server([sys.executable, "-c", crowded, str(HERE / "on_waitress.py")], tmp_path, port)
+    with stopping(server):
+        server.serves(1)
+        with contextlib.closing(Client(("127.0.0.1", port))) as client:
+            assert [client.ask(), client.ask()] == [1, 1]
+
+
+def test_one_whose_successor_dies_serves_again(program: list[str], tmp_path: Path) -> None:
+    port = free_port()
+    address = ("127.0.0.1", port)
+    old = Server(program, tmp_path, port, PROBATION_SECONDS="60")
+    with stopping(old):
+        old.serves(1)
+        with KeepAlive(address, once=True) as load:
+            load.heard(1)
+            new = Server(program, tmp_path, port)
+            with stopping(new):
+                new.serves(2)
+                load.heard(2)
+                new.signal(signal.SIGKILL)
+                old.says("took the service back")
+        with KeepAlive(address, count=2, once=True) as load, KeepAlive(address, count=2) as busy:
+            load.heard(1)
+            busy.heard(1, 100)
+        assert not load.failures
+        assert not busy.failures
+        assert busy.reconnects == 0
+        old.signal(signal.SIGTERM)
+        assert old.ends() == 0, old.text()
 
 
 def test_under_the_master_connections_move_with_each_upgrade(program: list[str], tmp_path: Path) -> None:

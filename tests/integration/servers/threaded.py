@@ -8,6 +8,7 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 from encrypted import context_of
+from probation import SECONDS
 from slow import wait
 
 from fdhandoff.servers.socketserver import serve
@@ -49,7 +50,7 @@ def main() -> None:
     kinds = {"http": (ThreadingHTTPServer, Handler), "single": (HTTPServer, Handler), "tcp": (ThreadingTCPServer, Echo)}
     server, handler = kinds[kind]
     serve(
-        server, ("127.0.0.1", int(port)), handler, handoff_path=path, handoff_probation=0.5, grace=grace,
+        server, ("127.0.0.1", int(port)), handler, handoff_path=path, handoff_probation=SECONDS, grace=grace,
         ssl_context=context_of(options),
     )  # fmt: skip
 

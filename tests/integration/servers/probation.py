@@ -1,0 +1,5 @@
+"""How long a new generation of these programs is on probation: half a second, or as ``PROBATION_SECONDS`` says."""
+
+import os
+
+SECONDS = float(os.environ.get("PROBATION_SECONDS", "0.5"))
