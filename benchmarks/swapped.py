@@ -93,6 +93,7 @@ UNMODIFIED = {
     "tornado": script("tornado", "with_tornado.py"),
     "sanic": script("sanic", "with_sanic.py"),
     "waitress": script("waitress", "with_waitress.py"),
+    "bjoern": script("bjoern", "with_bjoern.py"),
     "cheroot": module("cheroot", "--bind", "127.0.0.1:0", "--threads", "24", "wsgi:app"),
     "cherrypy": script("cherrypy", "with_cherrypy.py"),
     "http.server": script("http", "with_threads.py"),
