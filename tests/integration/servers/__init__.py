@@ -3,6 +3,7 @@ connection that they had to make anew."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from ..cli import Running
 
 
-def two_threads_sleep(server: Running) -> None:
-    """Beside a server that has none of its own: who answers at the handoff path, and who listens to signals. Those of its start
-    have ended, as sleeping threads are not free."""
-    wait_for(lambda: len(os.listdir(f"/proc/{server.pid}/task")) == 3, "the threads of its start to end")
+def two_threads_sleep(server: Running, port: int) -> None:
+    """Beside a server that has none of its own, once it has answered: who answers at the handoff path, and who listens to
+    signals. Those of its start have ended, as sleeping threads are not free."""
+    with contextlib.closing(Client(("127.0.0.1", port))) as client:
+        assert client.ask() == 1
+        wait_for(lambda: len(os.listdir(f"/proc/{server.pid}/task")) == 3, "the threads of its start to end")
 
 
 class Crowd:
@@ -178,3 +181,13 @@ class Client:
                 "closed without an answer" if not self._buffer else "closed in the middle of an answer"
             )
         self._buffer += part
+
+
+def the_first_serves(address: tuple[str, int]) -> int:
+    """Generation 1 answers clients of both kinds, and nobody fails; how often one had to connect again."""
+    with KeepAlive(address, count=2, once=True) as load, KeepAlive(address, count=2) as busy:
+        load.heard(1)
+        busy.heard(1, 100)
+    assert not load.failures, load.failures
+    assert not busy.failures, busy.failures
+    return busy.reconnects

@@ -6,6 +6,7 @@ import sys
 
 import cherrypy
 from cheroot.server import HTTPServer
+from probation import SECONDS
 from slow import wait
 
 from fdhandoff.servers import cherrypy as adapter
@@ -32,7 +33,7 @@ def main() -> None:
         Root(),
         config={"global": options, "/": {"request.process_request_body": False}},
         handoff_path=path,
-        handoff_probation=0.5,
+        handoff_probation=SECONDS,
         grace=20,
     )
 

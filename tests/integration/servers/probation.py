@@ -1,4 +1,4 @@
-"""How long a new generation of these programs is on probation: half a second, or as ``PROBATION_SECONDS`` says."""
+"""How long a new generation of test_adapters.py's programs is on probation: half a second, or as ``PROBATION_SECONDS`` says."""
 
 import os
 
