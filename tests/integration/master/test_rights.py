@@ -98,7 +98,7 @@ def test_a_generation_is_unprivileged_and_the_master_keeps_only_what_it_needs(fo
 def package(folder: Path) -> str:
     """A copy of ours that another user may import, with what it imports."""
     shutil.copytree(Path(fdhandoff.__file__).parent, folder / "fdhandoff")
-    for module in ("threaded", "slow", "encrypted"):
+    for module in ("threaded", "slow", "encrypted", "probation"):
         shutil.copy(Path(__file__).parents[1] / "servers" / f"{module}.py", folder)
     needs_that(
         subprocess.run([python(), "-c", "import _cffi_backend"], check=False).returncode == 0, "python3-cffi-backend"
