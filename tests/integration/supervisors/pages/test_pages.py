@@ -37,7 +37,8 @@ def left(bed: Bed) -> str:
 
 def test_supervisord(bed: Bed) -> None:
     needs("supervisord", "supervisor")
-    bed.systemctl("start", "supervisor")
+    bed.systemctl("start", "supervisor")  # which returns before supervisord listens
+    wait_for(lambda: bed.inside("supervisorctl", "pid", check=False).returncode == 0, "supervisord")
     follow("how-to/supervisors/supervisord.md", bed)
     assert left(bed) == ""
 
