@@ -237,6 +237,7 @@ class _Crew:
                 signal.signal(number, signal.SIG_IGN)
             member = Member(self._service, self._listeners, theirs)
             signal.signal(signal.SIGTERM, lambda *_: None)  # so does TERM; alone, a worker is ended by KILL
+            self._service.unblock_signals()  # the first process does so when it is ready, which comes after this
             with contextlib.closing(member):
                 self._work(member)
             status = 0

@@ -406,8 +406,7 @@ class Service:
             self.endpoint.begin_offer(self.upgrader.greet, self.allow_uids)
         self._open_crossing()
         self.tell(lambda manager: manager.ready(f"generation {self.generation.number} serves"))
-        if self._was_started_by_us and threading.current_thread() is threading.main_thread():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+        self.unblock_signals()
         if self._interim is not None:
             self._interim.see_off()
         took = f", taken over from {self.takeover.peer}" if self.takeover is not None else ""
@@ -499,6 +498,11 @@ class Service:
 
         self.hooks.loop = asyncio.get_running_loop()
         await in_thread(lambda: self.ready(timeout), self._cancel_ready)
+        self.unblock_signals()
+
+    def unblock_signals(self) -> None:
+        """In the main thread: has it take the signals that whoever started this process had blocked until it was ready.
+        ``ready()`` and ``ready_async()`` do so. To be said where ``ready()`` is called in another thread, which can't."""
         if self._was_started_by_us and threading.current_thread() is threading.main_thread():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 

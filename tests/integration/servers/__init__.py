@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import ssl
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import DEADLINE, wait_for
+from fdhandoff.successor import BLOCKED
+from fdhandoff.system.processes import descendants
+
+from ..cli import DEADLINE, status, wait_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -191,3 +196,35 @@ def the_first_serves(address: tuple[str, int]) -> int:
     assert not load.failures, load.failures
     assert not busy.failures, busy.failures
     return busy.reconnects
+
+
+def replaces_itself(server: Running, port: int, path: Path, asked_by: int = signal.SIGHUP) -> None:
+    """A signal has generation 1 start its successor, which loses nobody, and which takes signals as generation 1 did, as do
+    the processes that it has."""
+    address = ("127.0.0.1", port)
+    with KeepAlive(address, count=2, once=True) as load, KeepAlive(address, count=2) as busy:
+        server.signal(asked_by)
+        assert server.process.wait(DEADLINE) == 0, server.text()  # its streams live on in the next one
+        load.heard(2)
+        busy.heard(2)
+    family: list[int] = []
+    try:
+        pid = status(path)["pid"]
+        family = [pid, *descendants(pid)]
+        assert not load.failures, load.failures
+        assert not busy.failures, busy.failures
+        for one in family:
+            words = dict(line.split(":\t") for line in Path(f"/proc/{one}/status").read_text().splitlines())
+            assert int(words["SigBlk"], 16) & sum(1 << number - 1 for number in BLOCKED) == 0, words["Name"]
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not any(_lives(one) for one in family), "the successor's end")
+        assert os.listdir(path.parent) == [], "nothing is left of it"
+    finally:
+        for one in filter(_lives, family):
+            os.kill(one, signal.SIGKILL)
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

@@ -18,7 +18,7 @@ from ...conftest import needs_that
 from ..cli import Running, environment, free_port, status, stopping, verb, wait_for
 from ..master import Load, Service, quick
 from ..master.test_health import asked
-from . import Client, KeepAlive, the_first_serves, two_threads_sleep
+from . import Client, KeepAlive, replaces_itself, the_first_serves, two_threads_sleep
 from .slow import until
 
 HERE = Path(__file__).parent
@@ -129,6 +129,15 @@ def test_one_whose_successor_dies_serves_again(program: list[str], tmp_path: Pat
         assert the_first_serves(address) == 0
         old.signal(signal.SIGTERM)
         assert old.ends() == 0, old.text()
+
+
+@pytest.mark.parametrize("program", PROGRAMS, indirect=True)
+def test_hup_is_an_upgrade_of_the_same_command(program: list[str], tmp_path: Path) -> None:
+    port = free_port()
+    server = Server(program, tmp_path, port)
+    with stopping(server):
+        server.serves(1)
+        replaces_itself(server, port, tmp_path / "h.sock")
 
 
 def test_under_the_master_connections_move_with_each_upgrade(program: list[str], tmp_path: Path) -> None:

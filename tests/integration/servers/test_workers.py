@@ -12,7 +12,7 @@ import pytest
 
 from ..cli import PACKAGE, Running, environment, free_port, stopping, verb, wait_for
 from ..master import Load, Service, kill, quick
-from . import Client, KeepAlive
+from . import Client, KeepAlive, replaces_itself
 
 APP = "tests.integration.servers.app:app"
 HERE = Path(__file__).parent
@@ -76,6 +76,16 @@ def test_strangers_with_workers_take_over_and_every_connection_stays(tmp_path: P
         for client in idle:
             client.close()
     assert os.listdir(tmp_path) == [], "nothing is left of it"
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "hypercorn"])
+def test_hup_is_an_upgrade_of_the_same_command(tmp_path: Path, name: str) -> None:
+    pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
+    port = free_port()
+    crew = Crew({"uvicorn": uvicorn, "hypercorn": hypercorn}[name](port, tmp_path))
+    with stopping(crew):
+        crew.serves(1)
+        replaces_itself(crew, port, tmp_path / "h.sock")
 
 
 def test_under_the_master_the_connections_of_all_workers_move(tmp_path: Path) -> None:
