@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 try:
@@ -32,6 +33,7 @@ from ..adapting import address_of, listeners_of, service_name, split, with_servi
 from ..awaiting import in_thread
 from ..errors import Aborted, HandoffError
 from ..gated import GatedListener
+from ..http2 import GoingAway
 from ..service import REOPEN_SECONDS, Service
 from ..successor import BLOCKED
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 # How often an arbiter that waits for its first workers looks after them, and a worker that waits says that it lives.
 _LOOK_SECONDS = 0.05
 _NOTIFY_SECONDS = 0.5
+_RESTART = 1012  # RFC 6455's registry: service restart
+_CLOSE_SECONDS = 5.0  # as gunicorn waits for a client's own close
 
 
 class Application(WSGIApplication):  # type: ignore[misc]
@@ -216,6 +220,7 @@ def _waiting(base: Any, arbiter: HandedArbiter) -> Any:
             service = arbiter.service
             assert service is not None
             if issubclass(base, ASGIWorker):
+                self.protocols: weakref.WeakSet[_Announcing] = weakref.WeakSet()
                 self.asgi = _asgi_with_service(self.asgi, service)
                 self.loop.create_server = self._create_server
             else:
@@ -264,6 +269,8 @@ def _waiting(base: Any, arbiter: HandedArbiter) -> Any:
             async def _leave(self) -> None:
                 until = self.loop.time() + self.cfg.graceful_timeout
                 while self.nr_conns and self.loop.time() < until:
+                    for protocol in list(self.protocols):
+                        protocol.leave()
                     await asyncio.sleep(_LOOK_SECONDS)
                 self.alive = False
 
@@ -272,10 +279,44 @@ def _waiting(base: Any, arbiter: HandedArbiter) -> Any:
 
 
 class _Announcing(ASGIProtocol):  # type: ignore[misc]
-    """Ends a connection after an answer that said so, and after no other."""
+    """Ends a connection after an answer that said so, and after no other; a websocket is told to come again, a client of HTTP/2
+    to open no stream."""
 
     _decided: Any = None
     _ends = False
+    _going_away: GoingAway | None = None
+    _closing: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.worker.protocols.add(self)
+
+    def leave(self) -> None:
+        """Says so where it has not been said, and can be now."""
+        websocket, http2 = self._websocket, getattr(self, "_h2_conn", None)
+        if self._closing is not None:
+            return
+        if websocket is not None:
+            if websocket.accepted and not websocket.closed:
+                self._closing = self.worker.loop.create_task(self._close(websocket))
+        elif http2 is not None:
+            self._leave_http2(http2)
+
+    def _leave_http2(self, http2: Any) -> None:
+        if self._going_away is None:
+            self._going_away = GoingAway(http2.h2_conn, http2.writer.write)
+            self._going_away.listen()
+        elif self._going_away.heard and not self._h2_tasks and not http2.streams:
+            last = http2.h2_conn.highest_inbound_stream_id
+            self._closing = self.worker.loop.create_task(http2.close(last_stream_id=last))
+
+    async def _close(self, websocket: Any) -> None:
+        """The application hears of it when the client has answered, or as soon as it sends something."""
+        await websocket._send_close(_RESTART, "service restart")
+        websocket.closed = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(websocket._close_event.wait(), _CLOSE_SECONDS)
+        self.transport.close()
 
     def _will_close(self, request: Any, *arguments: Any) -> bool:
         if self._decided is not request:  # asked when the answer begins, and again when it is complete

@@ -17,7 +17,6 @@ from random import randint
 from typing import TYPE_CHECKING
 
 try:
-    import h2.events
     import h11
     import hypercorn.__main__
     from hypercorn.asyncio.lifespan import Lifespan
@@ -29,7 +28,6 @@ try:
     from hypercorn.protocol.h11 import H11Protocol
     from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
     from hypercorn.utils import LifespanFailureError, LifespanTimeoutError, NoAppError, load_application, wrap_app
-    from hyperframe.frame import GoAwayFrame
     from wsproto.events import CloseConnection
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs hypercorn: pip install 'hypercorn>=0.18' ({error})") from None
@@ -37,6 +35,7 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
 from ..adapting import address_of, service_name, settings, split
 from ..crew import run_crew
 from ..errors import HandoffError
+from ..http2 import GoingAway
 from ..passage import Passage
 from ..service import Service
 
@@ -54,8 +53,6 @@ if TYPE_CHECKING:
 # Where graceful_timeout does not say it: hypercorn's three seconds are short for what is under way.
 _GRACE_SECONDS = 30.0
 _RESTART = 1012  # RFC 6455's registry: service restart
-_ALL_STREAMS = 2**31 - 1
-_PING = b"fdhandof"
 _NOT_STARTED = (NoAppError, LifespanFailureError, LifespanTimeoutError)
 # Names of listeners that speak without TLS although there is a certificate.
 _INSECURE = "insecure"
@@ -341,8 +338,7 @@ class _Connection(TCPServer):
         self._streams = streams
         self._attended: Any = None
         self._closed_websockets: set[int] = set()
-        self._going_away = False  # HTTP/2: said
-        self._heard = False  # and heard: whatever was sent before that has arrived
+        self._going_away: GoingAway | None = None
         self._over = False
 
     @property
@@ -404,23 +400,19 @@ class _Connection(TCPServer):
     def _look_at_h2(self, http: Any) -> None:
         """First that no stream is to begin any more; and the end when all that began meanwhile is answered."""
         enough = http.keep_alive_requests >= self._host.config.keep_alive_max_requests
-        if not self._going_away and (enough or self._host.draining):
-            self._going_away = True
-            http._handle_events = partial(self._events, http._handle_events)
-            self._say(GoAwayFrame(0, last_stream_id=_ALL_STREAMS).serialize())
-            http.connection.ping(_PING)
-            self._say(http.connection.data_to_send())
-        elif self._heard and not self._over and not http.streams and not http.stream_buffers:
+        if self._going_away is None:
+            if enough or self._host.draining:
+                self._going_away = GoingAway(http.connection, self._say)
+                http._handle_events = partial(self._events, http._handle_events, self._going_away)
+        elif self._going_away.heard and not self._over and not http.streams and not http.stream_buffers:
             self._over = True
-            http.connection.close_connection()
-            self._say(http.connection.data_to_send())
+            self._going_away.end()
             self.writer.close()
 
-    async def _events(self, inner: Any, events: Iterable[Any]) -> None:
+    @staticmethod
+    async def _events(inner: Any, going_away: GoingAway, events: Iterable[Any]) -> None:
         await inner(events)
-        self._heard = self._heard or any(
-            isinstance(event, h2.events.PingAckReceived) and event.ping_data == _PING for event in events
-        )
+        going_away.hear(events)
 
     def _say(self, data: bytes) -> None:
         """Whole frames, between those that hypercorn writes."""

@@ -1,8 +1,8 @@
 """Twisted, upgraded without a failed request: ``listen(factory, "127.0.0.1:8080")`` in place of
 ``reactor.listenTCP(8080, factory)``, for a factory of any protocol.
 
-Connections end where they are: those of ``twisted.web`` are told ``Connection: close`` with their next answer, any other
-protocol is asked by ``leave``.
+Connections end where they are: those of ``twisted.web`` are told ``Connection: close`` with their next answer, or by GOAWAY,
+any other protocol is asked by ``leave``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..accept import Acceptor
 from ..adapting import listeners_of, service_name, settings
+from ..http2 import GoingAway
 from ..service import REOPEN_SECONDS, Service
 from ..system.native import FDH_CLOSED, FDH_FULL, FDH_PAUSE
 
@@ -28,7 +29,7 @@ try:
     from twisted.internet.defer import Deferred
     from twisted.python import log
     from twisted.python.failure import Failure
-    from twisted.web.http import HTTPChannel
+    from twisted.web.http import HTTPChannel, _GenericHTTPChannelProtocol
     from twisted.web.http_headers import Headers
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs Twisted: pip install 'twisted>=24.7' ({error})") from None
@@ -48,6 +49,9 @@ os.environ.update(_told)
 
 _serving: weakref.WeakKeyDictionary[Service, Serving] = weakref.WeakKeyDictionary()
 
+_LOOK_SECONDS = (
+    0.05  # how often, in a drain, connections are looked at that speak HTTP/2 or have not said what they speak
+)
 _PAUSE_SECONDS = 0.1  # how long nothing is accepted when descriptors ran out, or the gate is full
 
 
@@ -154,6 +158,7 @@ class Serving:
         self._reactor.stop()
 
     def _serve(self, _: object) -> None:
+        self.service.unblock_signals()  # here, in the reactor's thread: the one in which it became ready can't
         self._reactor.addReader(_End(self._reactor, self.service.fileno(), self._drain))
         for listener in self._listeners:
             port = _port_class(listener).adopt(self, listener, self._factory, self._reactor)
@@ -163,16 +168,18 @@ class Serving:
     def _drain(self) -> None:
         for port in self._ports:
             port.stopReading()
-        for transport in list(self.transports):
-            channel = _http_channel(transport.protocol) if transport.connected else None
-            if channel is not None:
-                _announcing(channel)
+        self._tell([_Ending(one) for one in list(self.transports) if _speaks_http(one)])
         self._at_leave()
         if self._leave is not None:
             for transport in list(self.transports):
                 if transport.connected:
                     self._leave(transport.protocol)
         self._in_thread(self.service.drain).addCallback(self._end).addErrback(self._fail)
+
+    def _tell(self, endings: list[_Ending]) -> None:
+        endings = [one for one in endings if one.look()]
+        if endings:
+            self._reactor.callLater(_LOOK_SECONDS, self._tell, endings)
 
     def _end(self, report: Any) -> Any:
         for transport in list(self.transports):
@@ -269,11 +276,43 @@ def _port_class(listener: socket.socket) -> Any:
     return _UnixPort if listener.family == _UNIX else _TcpPort
 
 
-def _http_channel(protocol: Any) -> Any:
-    """``twisted.web``'s channel for HTTP/1 of a connection, also behind TLS; ``None`` for other protocols."""
-    protocol = getattr(protocol, "wrappedProtocol", protocol)
-    channel = getattr(protocol, "_channel", protocol)
-    return channel if isinstance(channel, HTTPChannel) else None
+def _generic(transport: Any) -> Any:
+    """``twisted.web``'s protocol of a connection, also behind TLS, which has a channel for HTTP/1 until a client has begun with
+    HTTP/2."""
+    return getattr(transport.protocol, "wrappedProtocol", transport.protocol)
+
+
+def _speaks_http(transport: Any) -> bool:
+    return bool(transport.connected) and isinstance(_generic(transport), (HTTPChannel, _GenericHTTPChannelProtocol))
+
+
+class _Ending:
+    """A connection of ``twisted.web`` whose client is told that it ends."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._told = False
+        self._going_away: GoingAway | None = None
+
+    def look(self) -> bool:
+        """Says what can be said by now; whether there is to be another look."""
+        if not self._transport.connected:
+            return False
+        protocol = _generic(self._transport)
+        channel = getattr(protocol, "_channel", protocol)
+        if isinstance(channel, HTTPChannel):
+            if not self._told:
+                self._told = True
+                _announcing(channel)
+            return getattr(protocol, "_negotiatedProtocol", b"http/1.1") is None
+        if self._going_away is None:
+            self._going_away = GoingAway(channel.conn, channel.transport.write)
+            self._going_away.listen()
+        elif self._going_away.heard and not channel.streams:
+            self._going_away.end()
+            channel.transport.loseConnection()
+            return False
+        return True
 
 
 def _announcing(channel: Any) -> None:

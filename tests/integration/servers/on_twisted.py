@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from slow import pauses
@@ -42,9 +43,10 @@ def go_on(left: Iterator[float], end: Callable[[], object]) -> None:
 port, path, *files = sys.argv[1:]
 site: Any = Site(Answer(), timeout=60)
 if files:
-    from twisted.internet.ssl import DefaultOpenSSLContextFactory
+    from twisted.internet.ssl import PrivateCertificate
     from twisted.protocols.tls import TLSMemoryBIOFactory
 
-    site = TLSMemoryBIOFactory(DefaultOpenSSLContextFactory(files[1], files[0]), False, site)
+    options = PrivateCertificate.loadPEM("".join(Path(file).read_text() for file in files)).options()
+    site = TLSMemoryBIOFactory(options, False, site)
 service = twisted.listen(site, f"127.0.0.1:{port}", handoff_path=path, handoff_probation=0.5, grace=20)
 reactor.run()

@@ -18,7 +18,7 @@ import pytest
 from ...conftest import needs_that
 from ..cli import PACKAGE, Running, environment, free_port, status, stopping, wait_for
 from ..master import Load, Service, quick
-from . import Client, KeepAlive, the_first_serves, two_threads_sleep
+from . import Client, KeepAlive, replaces_itself, the_first_serves, two_threads_sleep
 from .slow import until
 
 HERE = Path(__file__).parent
@@ -105,6 +105,15 @@ def test_beside_a_server_that_has_no_threads_two_sleep(name: str, tmp_path: Path
     with stopping(server):
         server.serves(1)
         two_threads_sleep(server, port)
+
+
+def test_a_signal_is_an_upgrade_of_the_same_command(name: str, tmp_path: Path) -> None:
+    port = free_port()
+    server = Server(name, tmp_path, port)
+    with stopping(server):
+        server.serves(1)
+        asked_by = signal.SIGUSR2 if name.startswith("gunicorn") else signal.SIGHUP  # HUP is for the workers there
+        replaces_itself(server, port, tmp_path / "h.sock", asked_by)
 
 
 def test_under_the_master_no_request_fails(name: str, tmp_path: Path) -> None:
@@ -229,7 +238,7 @@ def counted(folder: Path, what: str, count: int) -> None:
     wait_for(seen, f"{count} to be {what}")
 
 
-@pytest.mark.parametrize("name", ["daphne", "granian"], indirect=True)
+@pytest.mark.parametrize("name", ["daphne", "granian", "gunicorn asgi"], indirect=True)
 def test_a_websocket_is_told_to_come_again(name: str, tmp_path: Path) -> None:
     from websockets.exceptions import ConnectionClosed
     from websockets.sync import client as websockets

@@ -62,6 +62,25 @@ def test_hup_replaces_the_workers_and_no_request_fails(tmp_path: Path) -> None:
         assert "cut at the deadline" not in server.text()
 
 
+def test_a_websocket_is_told_to_come_again(tmp_path: Path) -> None:
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync import client as websockets
+
+    port = free_port()
+    server = Gunicorn(port, tmp_path / "pid")
+    with stopping(server):
+        server.booted()
+        with websockets.connect(f"ws://127.0.0.1:{port}/") as chat:
+            chat.send("hello")
+            assert chat.recv() == "1 hello"
+            server.signal(signal.SIGHUP)
+            with pytest.raises(ConnectionClosed) as closed:
+                chat.recv(timeout=20)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+        assert "cut at the deadline" not in server.text()
+
+
 def test_usr2_replaces_gunicorn_and_no_request_fails(tmp_path: Path) -> None:
     port = free_port()
     address = ("127.0.0.1", port)

@@ -124,13 +124,20 @@ def test_granian_with_tls_under_the_master_fails_no_client_that_asks_once(tmp_pa
 
 
 @often
-@pytest.mark.parametrize("tls", [False, True], ids=["prior knowledge", "TLS"])
-def test_http2_clients_are_told_to_go_away_and_fail_nothing(tmp_path: Path, tls: bool, upgrades: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "tls"), [("hypercorn", False), ("hypercorn", True), ("gunicorn", True), ("twisted", True)]
+)
+def test_http2_clients_are_told_to_go_away_and_fail_nothing(
+    tmp_path: Path, name: str, tls: bool, upgrades: int
+) -> None:
     files, context = certificate(tmp_path) if tls else ([], None)
     if context is not None:
         context.set_alpn_protocols(["h2"])
     port = free_port()
-    words = command("hypercorn", port, tmp_path, files)
+    words = command(name, port, tmp_path, files)
+    if name == "gunicorn":
+        words += ["--http-protocols", "h2,h1", "--worker-class", "asgi", ASGI]
+        words.remove(WSGI)
     with contextlib.ExitStack() as stack:
         old = strangers(words, stack)
         with Http2(("127.0.0.1", port), context) as load:
