@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["AcceptLoop", "Acceptor", "CountedSocket", "accept_many", "protocol_handler"]
 
 _BATCH = 64
+# What calls on a connection fail with when its client is no longer there.
+_HUNG_UP = frozenset(
+    (errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ESHUTDOWN, errno.ETIMEDOUT)
+)
 # How long nothing is accepted after descriptors or memory ran out, doubled up to the last.
 _PAUSE_FIRST = 0.01
 _PAUSE_LAST = 1.0
@@ -122,7 +126,8 @@ class AcceptLoop:
 
     The handler runs in the loop's own thread and should pass the connection on: to a thread, a pool, a task. It owns the
     connection and closes it. If it raises, the loop ends with its exception, and what it had accepted and not yet passed on
-    is closed, counted as forced. ``batch``: at most so many are accepted before the first of them is handled; 1 for a handler
+    is closed, counted as forced. But a client that has hung up ends nobody's loop: an ``OSError`` that says so (``ENOTCONN`` by
+    ``getpeername``, ``ECONNRESET``, …) closes its connection, and the loop goes on. ``batch``: at most so many are accepted before the first of them is handled; 1 for a handler
     that serves the connection itself. ``timeout``: the connections' own; ``None``, the default, means blocking.
 
     When descriptors or memory run out the loop pauses, leaves the connections in the queue and says so once: it calls
@@ -213,8 +218,14 @@ class AcceptLoop:
         results = []
         try:
             while accepted:
-                results.append(self.handler(accepted[-1], acceptor.listener))
-                accepted.pop()
+                try:
+                    while accepted:
+                        results.append(self.handler(accepted[-1], acceptor.listener))
+                        accepted.pop()
+                except OSError as error:
+                    if not _has_hung_up(accepted[-1], error):
+                        raise
+                    accepted.pop().close()
         except BaseException:
             for connection in accepted:
                 connection.force_close()
@@ -265,6 +276,17 @@ def protocol_handler(
         await asyncio.get_running_loop().connect_accepted_socket(factory, connection, **options)
 
     return handle
+
+
+def _has_hung_up(connection: CountedSocket, error: OSError) -> bool:
+    """Whether ``error`` is the client's doing, as far as can be known of a connection that the handler has closed."""
+    if error.errno not in _HUNG_UP:
+        return False
+    if connection.fileno() < 0:
+        return True
+    gone = select.poll()
+    gone.register(connection, 0)  # POLLHUP and POLLERR are always told
+    return bool(gone.poll(0))
 
 
 def _poller(fds: Iterable[int]) -> select.poll:

@@ -225,7 +225,12 @@ class _Gated:
     def doRead(self: Any) -> None:
         for connection in self.acceptor.accept():
             try:
-                self._open(connection)
+                address = connection.getpeername()
+            except OSError:
+                connection.close()  # its client has hung up
+                continue
+            try:
+                self._open(connection, address)
             except Exception:
                 log.err(None, "a connection could not be begun")  # type: ignore[no-untyped-call]
                 connection.close()
@@ -235,8 +240,7 @@ class _Gated:
         elif condition in (FDH_PAUSE, FDH_FULL):
             self._rest(_PAUSE_SECONDS)
 
-    def _open(self: Any, connection: Any) -> None:
-        address = connection.getpeername()
+    def _open(self: Any, connection: Any, address: Any) -> None:
         protocol = self.factory.buildProtocol(self._buildAddr(address))
         if protocol is None:
             connection.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import socket
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -208,6 +210,43 @@ def test_a_handler_that_raises_ends_the_loop_and_closes_what_it_had(listener: so
     assert [type(error) for error in running.errors] == [KeyError]
     assert gate.counters.active == 0
     assert gate.counters.forced >= 1
+
+
+@pytest.mark.parametrize("leaves", ["open", "closed"])
+def test_a_client_that_has_hung_up_ends_no_loop(listener: socket.socket, gate: Gate, leaves: str) -> None:
+    def handler(connection: CountedSocket, _: object) -> None:
+        if leaves == "open":
+            connection.getpeername()
+            connection.sendall(b"x")
+            connection.close()
+        else:
+            with connection:
+                connection.sendall(connection.recv(1))
+
+    for _ in range(5):
+        with socket.create_connection(listener.getsockname()) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with AcceptLoop([listener], gate, handler, batch=1 if leaves == "closed" else 64) as loop:
+        running = Running(loop)
+        with Clients(listener, 1) as (client,):
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        loop.stop()
+        running.join()
+    assert running.errors == []
+    assert (gate.counters.accepted, gate.counters.forced) == (6, 0)
+
+
+def test_what_fails_like_a_client_that_has_hung_up_and_is_not_ends_the_loop(
+    listener: socket.socket, gate: Gate
+) -> None:
+    def handler(connection: CountedSocket, _: object) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "by somebody else")
+
+    with Clients(listener, 1), AcceptLoop([listener], gate, handler) as loop:
+        running = Running(loop)
+        running.join()
+    assert [type(error) for error in running.errors] == [ConnectionResetError]
 
 
 def test_a_listener_that_is_gone_ends_the_loop(gate: Gate) -> None:

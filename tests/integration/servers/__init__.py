@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections import Counter
@@ -116,6 +117,13 @@ class KeepAlive(Crowd):
             time.sleep(self._pause)
         if client is not None:
             client.close()
+
+
+def hang_up(address: tuple[str, int], count: int = 200) -> None:
+    """Clients that reset their connections as soon as they have them, as port scanners do."""
+    for _ in range(count):
+        with connected(address) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def connected(address: tuple[str, int] | str) -> socket.socket:
