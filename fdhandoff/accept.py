@@ -126,9 +126,10 @@ class AcceptLoop:
 
     The handler runs in the loop's own thread and should pass the connection on: to a thread, a pool, a task. It owns the
     connection and closes it. If it raises, the loop ends with its exception, and what it had accepted and not yet passed on
-    is closed, counted as forced. But a client that has hung up ends nobody's loop: an ``OSError`` that says so (``ENOTCONN`` by
-    ``getpeername``, ``ECONNRESET``, …) closes its connection, and the loop goes on. ``batch``: at most so many are accepted before the first of them is handled; 1 for a handler
-    that serves the connection itself. ``timeout``: the connections' own; ``None``, the default, means blocking.
+    is closed, counted as forced. But a client that has hung up ends nobody's loop: an ``OSError`` that says so (``ENOTCONN``
+    by ``getpeername``, ``ECONNRESET``, …) closes its connection, and the loop goes on. ``batch``: at most so many are
+    accepted before the first of them is handled; 1 for a handler that serves the connection itself. ``timeout``: the
+    connections' own; ``None``, the default, means blocking.
 
     When descriptors or memory run out the loop pauses, leaves the connections in the queue and says so once: it calls
     ``on_pause(message)``, or logs a warning.

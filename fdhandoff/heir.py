@@ -15,6 +15,7 @@ from .system.paths import check_directory
 
 _HEIR = "heir"
 _DOORS = "doors"
+_SLOTS = "jobs"
 
 
 def make_directory(directory: str) -> None:
@@ -64,6 +65,15 @@ def user_of(directory: str) -> int:
 def _doors(directory: str) -> str:
     doors = os.path.join(directory, _DOORS)
     return doors if os.path.isdir(doors) else directory
+
+
+def slots_of(directory: str) -> str:
+    """The file in which jobs are counted: beside the service's path; with the receptions where those are another user's. Empty
+    where there is no directory."""
+    doors = os.path.join(directory, _DOORS)
+    if directory and os.path.isdir(doors):
+        return os.path.join(doors, _SLOTS)
+    return f"{directory.removesuffix('.connections')}.jobs" if directory else ""
 
 
 def name_heir(directory: str, generation: int) -> None:
@@ -133,6 +143,8 @@ def remove_directory(directory: str) -> None:
             if name == _HEIR or name.startswith(f".{_HEIR}."):
                 os.unlink(os.path.join(directory, name))
             elif name == _DOORS:
+                if os.path.exists(slots := slots_of(directory)):
+                    os.unlink(slots)
                 os.rmdir(os.path.join(directory, name))
         os.rmdir(directory)
     except OSError:

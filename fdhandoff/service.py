@@ -548,8 +548,13 @@ class Service:
                     await asyncio.sleep(REOPEN_SECONDS)
         return self.wait(0)
 
+    @property
+    def may_accept(self) -> bool:
+        """Whether this process is the owner, or a worker that was forked by it."""
+        return self.owner or self._is_child
+
     def _accepting(self, listeners: Iterable[socket.socket] | None) -> list[Any]:
-        if not (self.owner or self._is_child or self.draining):
+        if not (self.may_accept or self.draining):
             raise UpgradeError("accept only after ready(): until then another generation may", serving=OLD)
         if listeners is not None:
             return list(listeners)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..deadline import FOREVER, after, format_duration, passed, remaining
 from ..errors import OLD, DeadlineExceeded, GateClosed, UpgradeError
+from ..heir import slots_of
 from ..service import REOPEN_SECONDS
 from ..system.slots import Slots
 from .shielding import Shield
@@ -120,16 +121,24 @@ class Job:
     def start(self, function: Callable[..., Any], *arguments: Any, name: str = "", **options: Any) -> Any:
         """Calls ``function`` in a thread of its own, or, if it is a coroutine function, in a task of the running loop, and goes
         on; the place is given back when it has ended. Returns the ``Future`` or ``Task``; its error is also logged."""
-        self._begin(name or self.name or _name_of(function))
-        if inspect.iscoroutinefunction(function):
+        name = name or self.name or _name_of(function)
+        _check_callable(function)
+        if _is_async(function):
             import asyncio
 
-            task = asyncio.get_running_loop().create_task(self._await(function(*arguments, **options)))
+            loop, work = asyncio.get_running_loop(), function(*arguments, **options)
+            try:
+                self._begin(name)
+            except BaseException:
+                work.close()
+                raise
+            task = loop.create_task(self._await(work))
             self._task = task
             task.add_done_callback(self._task_done)
             if self.cancelled:
                 task.cancel()
             return task
+        self._begin(name)
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         context = contextvars.copy_context()
@@ -145,6 +154,11 @@ class Job:
 
     def submit(self, executor: Executor, function: Callable[..., Any], *arguments: Any, name: str = "") -> Future[Any]:
         """The same in an executor: a ``ThreadPoolExecutor``, or one from ``Jobs.process_pool``."""
+        _check_callable(function)
+        if _is_async(function):
+            raise TypeError(
+                f"{_name_of(function)} is a coroutine function, which an executor does not run: use start()"
+            )
         self._begin(name or self.name or _name_of(function))
         try:
             if isinstance(executor, ProcessPoolExecutor):
@@ -155,17 +169,16 @@ class Job:
             self.begun = False
             raise
         self._future = future
-        future.add_done_callback(self._future_done)
+        theirs = _Executed(future, self)
         if self.cancelled:
             future.cancel()
-        return future
+        return theirs
 
     def _begin(self, name: str) -> None:
         if self.begun:
             raise RuntimeError(f"job {self.name!r} was begun already: one place is for one job")
+        self._jobs._begin(self)
         self.name = name
-        self.begun = True
-        self._jobs._began(self)
 
     def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         _current.set(self)
@@ -179,11 +192,11 @@ class Job:
             result = function(*arguments, **options)
         except BaseException as error:
             self._failed(error)
-            self._leave()
             future.set_exception(error)
         else:
-            self._leave()
             future.set_result(result)
+        finally:
+            self._leave()  # after what waits for the future's end was called: an acknowledgement is part of the job
 
     async def _await(self, work: Any) -> Any:
         _current.set(self)
@@ -194,16 +207,56 @@ class Job:
             self._failed(task.exception())
         self._leave()
 
-    def _future_done(self, future: Future[Any]) -> None:
-        if not future.cancelled() and future.exception() is not None:
-            self._failed(future.exception())
-        self._leave()
-
     def _failed(self, error: BaseException | None) -> None:
         self._jobs.service.say(f"job {self.name!r} failed: {type(error).__name__}: {error}")
 
     def _leave(self) -> None:
         self._jobs._left(self)
+
+
+class _Executed(Future):  # type: ignore[type-arg]
+    """An executor's future, whose job ends when those have been called who wait for it."""
+
+    def __init__(self, inner: Future[Any], job: Job) -> None:
+        super().__init__()
+        self._inner = inner
+        self._job = job
+        inner.add_done_callback(self._done)
+
+    def cancel(self) -> bool:
+        return self._inner.cancel()
+
+    def running(self) -> bool:
+        return self._inner.running()
+
+    def _done(self, inner: Future[Any]) -> None:
+        try:
+            if inner.cancelled():
+                super().cancel()
+                self.set_running_or_notify_cancel()
+                return
+            error = inner.exception()
+            self.set_running_or_notify_cancel()
+            if error is not None:
+                self._job._failed(error)
+                self.set_exception(error)
+            else:
+                self.set_result(inner.result())
+        finally:
+            self._job._leave()
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _check_callable(function: Callable[..., Any]) -> None:
+    """``TypeError`` for what does nothing when it is called."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"{_name_of(function)} is a generator function: calling it runs nothing of it, so the job would be over before it "
+            "has begun; use accept() around the loop over it"
+        )
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -234,7 +287,11 @@ class _Acceptance:
     def _entered(self, job: Job | None) -> Job:
         if job is None:
             raise GateClosed("no job is accepted any more: this process is about to end")
-        job._begin(job.name)
+        try:
+            job._begin(job.name)
+        except BaseException:
+            job._leave()
+            raise
         self._job = job
         self._token = _current.set(job)
         return job
@@ -242,9 +299,13 @@ class _Acceptance:
     def __exit__(self, *_: object) -> None:
         assert self._job is not None
         assert self._token is not None
-        _current.reset(self._token)
-        self._job._task = None  # whatever the task does next is nothing to cancel
-        self._job._leave()
+        try:
+            _current.reset(self._token)
+        except ValueError:
+            pass  # an abandoned generator is ended in another context, which has no such job
+        finally:
+            self._job._task = None  # whatever the task does next is nothing to cancel
+            self._job._leave()
 
     async def __aexit__(self, *_: object) -> None:
         self.__exit__()
@@ -301,25 +362,29 @@ class Jobs:
     def __init__(
         self, service: Service, *, at_most: int = 0, slots: str | os.PathLike[str] | None = None, patience: float = 5.0
     ) -> None:
-        if at_most < 0:
-            raise ValueError(f"at_most is 0 (no limit) or more jobs, not {at_most}")
+        if not isinstance(at_most, int) or at_most < 0:
+            raise ValueError(f"at_most is 0 (no limit) or more jobs, not {at_most!r}")
+        if not isinstance(patience, (int, float)) or not 0 <= patience < float("inf"):
+            raise ValueError(f"patience is a number of seconds, not {patience!r}")
         self.service = service
         self.patience = patience
         self._shield = Shield()
         self._slots: Slots | None = None
         if at_most:
-            # The service's own path, or that of the master above it.
-            base = service.crossing.directory.removesuffix(".connections")
-            self._slots = Slots(slots or (f"{base}.jobs" if base else None), at_most)
+            self._slots = Slots(slots or slots_of(service.crossing.directory) or None, at_most)
             _with_slots.add(self)
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._inside: dict[Job, None] = {}  # in the order in which they came
         self._finished = 0
+        self._finished_before: int | None = None  # the drain
         self._cancelled: list[str] = []
         self._cutting = False
         self._closed = False
         self._ended = threading.Event()
+        # Weakly: the service does not forget whom it tells.
+        told = weakref.WeakMethod(self._ask_who_wants_it)
+        service.when_draining(lambda: (ask := told()) is not None and ask())
 
     # --- accepting --------------------------------------------------------------------------------------------
 
@@ -365,7 +430,8 @@ class Jobs:
         if function is None:
             return functools.partial(self.job, name=name, cancellable=cancellable)
         called = name or _name_of(function)
-        if inspect.iscoroutinefunction(function):
+        _check_callable(function)
+        if _is_async(function):
 
             @functools.wraps(function)
             async def do_async(*arguments: Any, **options: Any) -> Any:
@@ -424,7 +490,7 @@ class Jobs:
         return self._closed or self.service.draining
 
     def _try(self, name: str, cancellable: bool) -> Job | None:
-        if not (self.service.owner or self._over() or self.service.gate.closed):
+        if not (self.service.may_accept or self._over() or self.service.gate.closed):
             raise UpgradeError("accept jobs only after ready(): until then another generation may", serving=OLD)
         if self._over() or self.service.gate.closed:
             return None
@@ -441,7 +507,14 @@ class Jobs:
             self._inside[job] = None
         return job
 
-    def _began(self, job: Job) -> None:
+    def _begin(self, job: Job) -> None:
+        """``RuntimeError`` when it has begun already; ``GateClosed`` after the deadline, when those inside have been cut."""
+        with self._lock:
+            if job.begun:
+                raise RuntimeError(f"job {job.name!r} was begun already: one place is for one job")
+            if self._cutting or self._closed:
+                raise GateClosed("no job is begun any more, also by who had a place for one: this process ends")
+            job.begun = True
         if job.cancellable and self.service.draining:
             job.cancel()
 
@@ -455,6 +528,8 @@ class Jobs:
                 self._cancelled.append(job.name)
             if self._slots is not None:
                 self._slots.release(job._slot)
+                if self._closed and not any(one.begun for one in self._inside):
+                    self._slots.close()
             (self.service.gate.leave_forced if self._cutting else self.service.gate.leave)()
             self._room.notify()
 
@@ -490,7 +565,7 @@ class Jobs:
         any more, jobs that are cancellable are asked to end, all others are waited for, ``grace`` seconds at most (default: the
         service's; ``None``: for ever), or until somebody hurries. Who is left then is cut: asked to end, its processes ended,
         and given up after ``patience`` seconds."""
-        began, before = time.monotonic(), self._ask_who_wants_it()
+        began, before = time.monotonic(), self._close_gate()
         if self.service.drain(grace).forced:
             cut = self._cut()
             self._shield.end(self.patience)
@@ -501,24 +576,31 @@ class Jobs:
 
     async def drain_async(self, grace: float | None = -1.0) -> JobsReport:
         """``drain()`` for asyncio."""
-        import asyncio
+        from ..awaiting import in_thread
 
-        began, before = time.monotonic(), self._ask_who_wants_it()
+        began, before = time.monotonic(), self._close_gate()
         if (await self.service.drain_async(grace)).forced:
             cut = self._cut()
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, self._shield.end, self.patience)
+            # Not in the loop's executor: its threads may all be waiting for what is ended here.
+            await in_thread(lambda: self._shield.end(self.patience), lambda: None)
             await self.service.gate.wait_async(self.patience)
         else:
             cut = []
         return self._report(began, before, cut)
 
-    def _ask_who_wants_it(self) -> int:
+    def _close_gate(self) -> int:
+        """How many had finished when the drain began."""
         self.service.gate.close()
+        return self._ask_who_wants_it()
+
+    def _ask_who_wants_it(self) -> int:
+        with self._lock:
+            if self._finished_before is None:
+                self._finished_before = self._finished
         for job in self.running:
             if job.cancellable:
                 job.cancel()
-        return self._finished
+        return self._finished_before
 
     def _cut(self) -> list[str]:
         with self._lock:
@@ -551,10 +633,13 @@ class Jobs:
                 return
             self._closed = True
             self._room.notify_all()
-        self._shield.close()
-        if self._slots is not None:
-            self._slots.close()
-        self._ended.set()
+        try:
+            self._shield.close()
+            # Jobs that were given up and go on keep their places until they end, or this process does.
+            if self._slots is not None and not self.running:
+                self._slots.close()
+        finally:
+            self._ended.set()
 
     def __enter__(self) -> Jobs:
         return self
@@ -566,7 +651,8 @@ class Jobs:
         """Ends the process with status 1, when what comes after ``close`` has had its time."""
         self._ended.wait()
         time.sleep(_END_SECONDS)
-        os._exit(1)
+        if self.running:
+            os._exit(1)
 
     def _forget_in_child(self) -> None:
         if self._slots is not None:

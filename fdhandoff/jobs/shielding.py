@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -24,12 +25,13 @@ from ..errors import HandoffError
 from ..successor import BLOCKED
 from ..system import shield
 from ..system.process import Process, start_time
-from ..system.processes import has_executed
+from ..system.processes import was_only_forked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+_numbers = itertools.count(1)  # a process may have several
 _GUARD_SECONDS = 5.0
 _ATTEMPTS = 10
 
@@ -40,7 +42,7 @@ class Shield:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._session = os.getsid(0)
-        self._mark = f"{self._pid}.{start_time(self._pid)}"
+        self._mark = f"{self._pid}.{start_time(self._pid)}.{next(_numbers)}"
         self._guard: subprocess.Popen[bytes] | None = None
         self._used = False
         self._lock = threading.Lock()
@@ -55,15 +57,7 @@ class Shield:
 
     def popen(self, command: Any, options: dict[str, Any]) -> subprocess.Popen[Any]:
         """Started again where a signal to our group came before it had its own session, that is, before it was a program."""
-        keywords = self.keywords(options.pop("env", None))
-        for _ in range(_ATTEMPTS):
-            process = subprocess.Popen(command, **options, **keywords)
-            # Nobody has waited for it, so its number is its own, also when it has ended.
-            if has_executed(process.pid) or not os.path.isdir("/proc/self"):
-                return process
-            with process:  # closes its pipes, and waits
-                pass
-        return process
+        return _started(command, {**options, **self.keywords(options.pop("env", None))})
 
     def _watch(self) -> None:
         """A guard stands by, from before there is anything to guard."""
@@ -78,41 +72,42 @@ class Shield:
             environ = {name: value for name, value in os.environ.items() if name != shield.MARK}
             words = [str(channel), self._mark, str(self._session)]
             try:
-                self._guard = subprocess.Popen(
-                    [sys.executable, "-I", "-S", shield.__file__, *words],
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    pass_fds=(channel,), start_new_session=True, cwd="/", env=environ,
-                )  # fmt: skip
+                nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+                how = {"pass_fds": (channel,), "start_new_session": True, "cwd": "/", "env": environ, **nothing}
+                self._guard = _started([sys.executable, "-I", "-S", shield.__file__, *words], how)
             finally:
                 os.close(channel)
             self._held = held
 
     def end(self, patience: float) -> int:
         """All of them: told, and killed ``patience`` seconds later. How many there were."""
-        children = [child for child in list(self.children) if child.is_alive()]
+        children = [child for child in list(self.children) if _is_alive(child)]
         for child in children:
             _tell(child, signal.SIGTERM if patience else signal.SIGKILL)
         deadline = after(patience)
         count = len(children) + (shield.end(self._mark, self._session, patience) if self._used else 0)
         for child in children:
-            child.join(remaining(deadline))
-            if child.is_alive():
-                _tell(child, signal.SIGKILL)
-                child.join(_GUARD_SECONDS)
+            with contextlib.suppress(ValueError):  # whoever started it has closed it
+                child.join(remaining(deadline))
+                if child.is_alive():
+                    _tell(child, signal.SIGKILL)
+                    child.join(_GUARD_SECONDS)
         return count
 
     def close(self) -> None:
         """Ends what is left, and the guard."""
         if os.getpid() != self._pid:
             return
-        self.end(0.0)
-        with self._lock:
-            guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.kill()
-            guard.wait()
-            if self._held >= 0:
-                os.close(self._held)
+        try:
+            self.end(0.0)
+        finally:
+            with self._lock:
+                guard, self._guard = self._guard, None
+            if guard is not None:
+                guard.kill()
+                guard.wait()
+                if self._held >= 0:
+                    os.close(self._held)
 
     def context(self, method: str) -> BaseContext:
         """``multiprocessing`` whose processes are shielded."""
@@ -126,6 +121,26 @@ class Shield:
             context = kinds[method]()
         context.shield = weakref.proxy(self)  # type: ignore[attr-defined]
         return context
+
+
+def _started(command: Any, options: dict[str, Any]) -> subprocess.Popen[Any]:
+    """In a session of its own. Started again where a signal to our group came before it had that, and so before it was a
+    program."""
+    for _ in range(_ATTEMPTS):
+        process = subprocess.Popen(command, **options)
+        # One that is gone was waited for by somebody (or by nobody, where SIGCHLD is ignored): it has done what it had to do.
+        if not was_only_forked(process.pid):
+            return process
+        with process:  # closes its pipes, and waits
+            pass
+    return process
+
+
+def _is_alive(child: Any) -> bool:
+    try:
+        return bool(child.is_alive())
+    except ValueError:
+        return False  # whoever started it has closed it, which only one that has ended can be
 
 
 def _tell(child: Any, number: int) -> None:

@@ -135,6 +135,12 @@ def has_executed(pid: int) -> bool:
     return bool(fields) and not int(fields[6]) & _FORKED_NO_EXEC
 
 
+def was_only_forked(pid: int) -> bool:
+    """Whether it is known of the process, which may have ended and not been waited for, that it never called exec."""
+    fields = _stat(pid)
+    return bool(fields) and bool(int(fields[6]) & _FORKED_NO_EXEC)
+
+
 def words_of(pid: int) -> list[str]:
     """The command line of process ``pid``, as it may have rewritten it; empty when it has ended, or is not to be seen."""
     try:

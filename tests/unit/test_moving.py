@@ -17,7 +17,7 @@ import pytest
 
 from fdhandoff import moving
 from fdhandoff.errors import PathError, PeerUntrusted
-from fdhandoff.heir import heir_of, name_heir, receptions_of
+from fdhandoff.heir import heir_of, name_heir, open_to, receptions_of, remove_directory, slots_of
 from fdhandoff.inventory import entry_of
 from fdhandoff.listener import KIND_CONNECTION, Connection
 from fdhandoff.moving import BATCH, Reception, give, give_to_heir
@@ -466,6 +466,18 @@ def test_another_user_is_given_nothing(tmp_path: Path, clients: Any) -> None:
 
 
 # --- the heir ---------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_counted_where_their_user_may_write(tmp_path: Path) -> None:
+    assert slots_of("") == ""
+    directory = str(tmp_path / "h.sock.connections")
+    assert slots_of(directory) == str(tmp_path / "h.sock.jobs")
+    open_to(directory, os.geteuid())
+    place = slots_of(directory)
+    assert place == f"{directory}/doors/jobs"
+    Path(place).touch()
+    remove_directory(directory)
+    assert not os.path.exists(directory)
 
 
 def test_connections_go_to_the_processes_of_the_generation_that_serves(
