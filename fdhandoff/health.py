@@ -6,8 +6,10 @@ while new connections are still accepted.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import sys
 from functools import partial
 
 from .errors import HandoffError
@@ -26,6 +28,10 @@ _HEAD_MAX = 8192
 # Who does not ask in this time is shown out; so many may be connected at once, then the one that came first goes.
 _ASK_SECONDS = 5.0
 _GUESTS_MAX = 32
+
+# Out of descriptors or memory: how long nobody is accepted then.
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SHORT_SECONDS = 0.1
 
 READY_PATHS = ("/", "/ready", "/readyz")
 LIVE_PATHS = ("/live", "/livez")
@@ -132,29 +138,55 @@ class Health:
             ) from None
 
     def clear(self) -> None:
-        """Whoever's file is there, it goes."""
+        """Whoever's file is there, it goes. ``HandoffError`` when it can't be removed."""
         if self._file and os.path.isfile(self._file):
-            os.unlink(self._file)
+            self._remove()
 
     def withdraw(self) -> None:
-        """Another process may have put its own file there meanwhile: that one stays."""
-        if self._shown is not None and identity(self._file) == self._shown[1]:
+        """Another process may have put its own file there meanwhile: that one stays. ``HandoffError`` as for ``clear``."""
+        shown, self._shown = self._shown, None
+        if shown is not None and identity(self._file) == shown[1]:
+            self._remove()
+
+    def _remove(self) -> None:
+        try:
             os.unlink(self._file)
-        self._shown = None
+        except FileNotFoundError:
+            return  # somebody else was quicker
+        except OSError as error:
+            raise HandoffError(
+                f"the health file {self._file} can't be removed ({error.strerror}): whoever looks at it believes that the "
+                "service is to get traffic"
+            ) from None
 
     # --- HTTP -----------------------------------------------------------------------------------------------
 
     def _welcome(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:
-            return  # it has hung up, or there is no descriptor left: a probe that fails says so by itself
+        except OSError as error:
+            if error.errno in _SHORT:  # a probe that fails says so by itself; it is ready to be accepted all the same
+                self.loop.forget(listener.fileno())
+                self.loop.after(_SHORT_SECONDS, partial(self._look_again, listener))
+            return  # else it has hung up
         if len(self._guests) >= _GUESTS_MAX:
             next(iter(self._guests.values())).close()
         self._guests[sock] = _Guest(self, sock)
 
+    def _look_again(self, listener: socket.socket) -> None:
+        if self._welcoming:
+            self.loop.on_readable(listener.fileno(), partial(self._welcome, listener))
+
     def answer(self, head: bytes) -> bytes:
-        """To one request: status line, headers and body."""
+        """To one request: status line, headers and body. What the application's own functions do wrong is shown, and is no
+        reason to be silent."""
+        try:
+            return self._answer(head)
+        except Exception as error:
+            sys.excepthook(*sys.exc_info())
+            return _response(500, {"schema": 1, "error": f"{type(error).__name__}: {error}"})
+
+    def _answer(self, head: bytes) -> bytes:
         words = head.partition(b"\r\n")[0].split(b" ")
         if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
             return _response(400, {"schema": 1, "error": "this is no HTTP/1 request"})
@@ -213,7 +245,10 @@ class _Guest:
         self._sock.close()
 
 
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+_REASONS = {
+    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 500: "Internal Server Error",
+    503: "Service Unavailable",
+}  # fmt: skip
 
 
 def _response(status: int, facts: dict[str, Any]) -> bytes:

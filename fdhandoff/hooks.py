@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from .errors import OLD, HandoffError, Vetoed
@@ -47,7 +48,9 @@ class Hooks:
     def add(self, when: str, step: str, hook: Hook) -> Hook:
         if (when, step) == ("before", "rollback"):
             raise ValueError("a rollback can't be announced: the new generation died; there is only after")
-        if step not in STEPS and not step.startswith("SIG"):
+        if step not in STEPS and not (
+            step.startswith("SIG") and isinstance(getattr(signal, step, None), signal.Signals)
+        ):
             raise ValueError(
                 f"{step!r} is no step; the steps are {', '.join(STEPS)}, and signals by their names (SIGHUP)"
             )

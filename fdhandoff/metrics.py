@@ -54,11 +54,17 @@ def _counter(name: str) -> Callable[[dict[str, Any]], list[Sample]]:
 
 
 def _listeners(key: str) -> Callable[[dict[str, Any]], list[Sample]]:
-    return lambda status: [
-        ({"listener": one["name"], "address": one["address"]}, float(one[key]))
-        for one in status.get("listeners", ())
-        if one[key] is not None
-    ]
+    """Those that share an address are one here."""
+
+    def samples(status: dict[str, Any]) -> list[Sample]:
+        found: dict[tuple[str, str], float] = {}
+        for one in status.get("listeners", ()):
+            if one[key] is not None:
+                which = (one["name"], one["address"])
+                found[which] = found.get(which, 0.0) + float(one[key])
+        return [({"listener": name, "address": address}, value) for (name, address), value in found.items()]
+
+    return samples
 
 
 def _generations(key: str) -> Callable[[dict[str, Any]], list[Sample]]:

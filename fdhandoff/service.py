@@ -308,6 +308,8 @@ class Service:
         them: false from the first moment of a stop, and so while connections are still accepted."""
         if self._leaving:
             return False
+        if self.goes_back and self.owner:
+            return True  # until it is the other generation's to say
         return self.state_word in (SERVING, UPGRADING, PROBATION) or self.verdict == "handed over"
 
     @property
@@ -917,6 +919,7 @@ class Service:
             self.gate.close()
             if self.owner and not self._give_back(f"it was stopped ({why})"):
                 self.goes_back = False
+                self.tell_health()
                 self.tell(lambda manager: manager.stopping("draining"))
         if by_signal:
             self.hooks.after(why)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 
+from .errors import HandoffError
 from .health import Health
 from .master.loop import Loop
 
@@ -51,7 +52,7 @@ class ServiceHealth:
         return self._health.addresses
 
     def clear(self) -> None:
-        """Nobody serves: the file of one that was killed goes."""
+        """Nobody serves: the file of one that was killed goes. ``HandoffError`` when it can't be removed."""
         self._health.clear()
 
     def changed(self) -> None:
@@ -70,7 +71,10 @@ class ServiceHealth:
                 return
             self._closed = True
             if final:
-                self._health.withdraw()
+                try:
+                    self._health.withdraw()
+                except HandoffError as error:
+                    self._service.say(str(error))
         if self._thread is not None:
             self._loop.call(self._begin_to_end)
             self._thread.join()

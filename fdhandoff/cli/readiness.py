@@ -9,6 +9,7 @@ from ..deadline import format_duration, parse_duration
 from ..errors import Unsupported
 from ..system.attention import look
 from ..system.notify import NotifyListener
+from ..system.processes import members
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Readiness:
             except Unsupported:
                 if way == NOTIFY:
                     raise
+        self._pid = 0
         self._pause = _LOOK_FIRST
         self._began = self._next = self._served = self._blinded = 0.0
         self._blind = ""
@@ -76,6 +78,7 @@ class Readiness:
 
     def check(self, pid: int) -> bool:
         """Whether the command, process ``pid``, is ready: whatever can be known now, without waiting."""
+        self._pid = pid
         self.hear()
         now = time.monotonic()
         if self.by or now < self._next:
@@ -97,7 +100,7 @@ class Readiness:
         if self._listener is None:
             return
         for message in self._listener.receive():
-            if message.uid not in (os.geteuid(), 0):
+            if message.uid not in (os.geteuid(), 0) and message.pid not in (members(self._pid) if self._pid else ()):
                 continue  # anybody on this machine can write to an abstract name
             if message.fields.get("READY") == "1":
                 self._is(NOTIFY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from ..errors import HandoffError
 from ..health import Health
 from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
@@ -55,7 +56,10 @@ class MasterHealth(Health):
                 unlink_control(listener.getsockname(), listener)
             listener.close()
         self.listeners = []
-        self.withdraw()
+        try:
+            self.withdraw()
+        except HandoffError as error:
+            self._say(str(error))
 
     def _is_ready(self) -> bool:
         return self._master.wants_traffic

@@ -11,6 +11,7 @@ import time
 from ..deadline import after, parse_duration
 from ..errors import OLD, HandoffError, NotReady, SuccessorDied
 from ..system import environment
+from ..system.access import find_account
 from ..system.attention import who_waits_on
 from ..system.notify import NotifyListener
 from ..system.process import Process, spawn
@@ -302,14 +303,23 @@ async def _notified(loop: Loop, run: Run | Newcomer, listener: NotifyListener, v
     """Every worker says it, or a child in its place."""
     said: Future[str] = Future()
     ready: set[int] = set()
+    account = find_account(run.options.user, run.options.group)
+    believed = {0, os.geteuid(), *([account.uid] if account is not None else [])}
 
     def read() -> None:
         for message in listener.receive():
-            if message.fields.get("READY") == "1":
-                leaders = (leader for leader in run.pids if message.pid == leader or message.pid in members(leader))
-                ready.add(next(leaders, message.pid))  # one that was there to say it, and no more, counts as well
-                if len(ready) >= len(run.pids):
-                    said.set("said READY=1")
+            if message.fields.get("READY") != "1":
+                continue
+            leaders = (leader for leader in run.pids if message.pid == leader or message.pid in members(leader))
+            leader = next(leaders, 0)
+            if not leader and message.uid not in believed:  # anybody on this machine can write to an abstract name
+                verdict.last = (
+                    f"READY=1 of process {message.pid} (uid {message.uid}), which is none of its, is not believed"
+                )
+                continue
+            ready.add(leader or message.pid)  # one that was there to say it, and no more, counts as well
+            if len(ready) >= len(run.pids):
+                said.set("said READY=1")
 
     loop.on_readable(listener.fileno(), read)
     try:

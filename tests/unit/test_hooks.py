@@ -56,7 +56,7 @@ def test_the_fault_of_a_hook_after_is_shown_and_the_next_one_runs(capsys: pytest
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("step", ["", "upgraded", "HUP"])
+@pytest.mark.parametrize("step", ["", "upgraded", "HUP", "SIGTREM", "SIG_IGN"])
 def test_an_unknown_step_is_refused(step: str) -> None:
     with pytest.raises(ValueError, match="is no step; the steps are ready, upgrade"):
         Hooks().add("before", step, lambda: None)

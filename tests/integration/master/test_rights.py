@@ -196,6 +196,29 @@ def test_readiness_by_notification_comes_from_another_user(folder: Path) -> None
         assert request(service.address())[1] == 2
 
 
+def test_readiness_by_notification_of_anybody_else_is_not_believed(folder: Path) -> None:
+    """Whoever is on this machine can write to where it is expected."""
+    options = quick("--ready", "notify", "--ready-timeout", "2", "--env", "FAULT=mute")
+    before = _abstract_names()
+    with Service(folder, *options, command=[python(), str(folder / "rude.py")], wait=False) as service:
+        service.running.says("started (pid")
+        (name,) = wait_for(lambda: _abstract_names() - before, "where it listens")
+        script = (
+            "import socket, sys; sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM);"
+            "sock.sendto(b'READY=1', chr(0) + sys.argv[1])"
+        )
+        subprocess.run([python(), "-c", script, name[1:]], check=True, user=NOBODY, group=NOBODY, extra_groups=[])
+        assert service.running.ends() == 125
+        text = service.running.text()
+    assert f"(uid {NOBODY}), which is none of its, is not believed" in text
+    assert "serves" not in text
+
+
+def _abstract_names() -> set[str]:
+    rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return {row[7] for row in rows if len(row) == 8 and row[7].startswith("@") and row[4] == "0002"}
+
+
 def test_a_unix_listener_is_the_masters_and_the_path_stays(folder: Path) -> None:
     public = folder / "public.sock"
     with as_nobody(folder, bind=f"unix:{public}?mode=0660&owner=nobody") as service:

@@ -162,3 +162,12 @@ def test_what_is_missing_is_told_with_how_to_install_it(monkeypatch: pytest.Monk
 def test_what_is_special_in_a_label_is_escaped() -> None:
     text = metrics.exposition({"service": 'a"b\\c\nd', "generation": 1})
     assert text.splitlines()[-1] == 'fdhandoff_generation{service="a\\"b\\\\c\\nd"} 1.0'
+
+
+def test_listeners_of_one_address_are_one() -> None:
+    """As several sockets with SO_REUSEPORT are; the same sample twice would make the whole answer invalid."""
+    one = {"name": "http", "address": "127.0.0.1:8000", "queue": 2, "backlog": 128}
+    text = metrics.exposition({"service": "web", "listeners": [one, one, {**one, "name": "other", "queue": None}]})
+    assert [line for line in text.splitlines() if line.startswith("fdhandoff_listener_queue{")] == [
+        'fdhandoff_listener_queue{address="127.0.0.1:8000",listener="http",service="web"} 4.0'
+    ]
