@@ -75,7 +75,8 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     members.add(member)
     try:
         while (message := await receive())["type"] == "websocket.receive":
-            await member.hear(message.get("text") or message["bytes"].decode())
+            text = message.get("text")
+            await member.hear(text if text is not None else message["bytes"].decode(errors="replace"))
     finally:
         members.discard(member)  # session.moved says whether it goes on elsewhere
 

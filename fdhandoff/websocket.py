@@ -32,6 +32,8 @@ EXTENSION = "fdhandoff.session"
 
 RESTART = 1012  # RFC 6455's registry: service restart
 _RESTART_FRAME = b"\x88\x02" + struct.pack("!H", RESTART)
+# Some servers answer a ping in a later turn of the loop: so long after one its websocket does not move.
+_PONG_SECONDS = 0.05
 _HEAD_END = b"\r\n\r\n"
 _SIZES = struct.Struct(
     "!BII"
@@ -60,11 +62,12 @@ class Session:
 
 class Incoming:
     """The client's frames, looked at only for where they end. ``rest`` are the bytes of the message that is not whole yet,
-    ``messages`` counts those that are, ``closing``: the client has begun to close."""
+    ``messages`` counts those that are, ``pings`` what is to be answered, ``closing``: the client has begun to close."""
 
     def __init__(self) -> None:
         self.rest = bytearray()
         self.messages = 0
+        self.pings = 0
         self.closing = False
         self._fragments = 0  # of rest: whole frames of the unfinished message
 
@@ -75,6 +78,7 @@ class Incoming:
             first = rest[self._fragments]
             if first & 0x08:  # a control frame, between two fragments perhaps: it has been heard
                 self.closing = self.closing or first & 0x0F == 0x08
+                self.pings += first & 0x0F == 0x09
                 del rest[self._fragments : end]
             elif first & 0x80:
                 self.messages += 1
@@ -110,6 +114,7 @@ class Outgoing:
         self._head = bytearray()
         self._resumed = resumed
         self._held: list[bytes] | None = None
+        self._ends = False  # and then ``write_eof``
         self.answered = False
         self.accepted = False
         self.compressed = False
@@ -124,6 +129,13 @@ class Outgoing:
             self._transport.write(data)
         else:
             self._answer(data)
+
+    def write_eof(self) -> None:
+        """On its way it is a connection that somebody else may have by now."""
+        if self._held is not None:
+            self._ends = True
+        else:
+            self._transport.write_eof()
 
     def writelines(self, parts: Any) -> None:
         self.write(b"".join(parts))
@@ -160,6 +172,8 @@ class Outgoing:
         if held is not None:  # nobody took it
             for data in held:
                 self._transport.write(data)
+            if self._ends:
+                self._transport.write_eof()
             self._talk.stays()
 
     def abort(self) -> None:
@@ -203,6 +217,7 @@ class Talk:
         self.incoming = Incoming()
         self.delivered = 0  # messages that the application had
         self.waits = False  # the application, for the next one
+        self.failed = False  # it could not say its state: it is to be told to come again
         self.outgoing: Outgoing | None = None
         self._resumed = resumed
         self._late = bytearray(resumed.rest) if resumed is not None else None
@@ -235,6 +250,7 @@ class Talk:
     def ended(self) -> None:
         """The connection has. What is left of it goes at once: a collection of garbage would walk through all that is there."""
         self.outgoing = self._feed = None
+        self._decide()
 
     def packed(self, head: bytes) -> bytes | None:
         """What the next process must know, whose request began with ``head``; ``None`` where it can't move now. It is on its
@@ -247,9 +263,12 @@ class Talk:
         try:
             state = self.session.save()
             data = Packed(head, bytes(incoming.rest), state).encode() if state is not None else None
+            if data is None and state is not None:
+                raise ValueError(f"a websocket's state is {len(state)} bytes, which is more than can move with it")
         except Exception:  # the application's fault: the others move all the same, and this one is told to come again
             sys.excepthook(*sys.exc_info())
             self.session.save = None
+            self.failed = True
             return None
         if data is not None:
             outgoing.hold()
@@ -302,6 +321,8 @@ def travelling(base: Any) -> Any:
             resumed, type(self).arriving = type(self).arriving, None
             self.talk = Talk(resumed, self.data_received)
             self._request = b""
+            self._now = asyncio.get_running_loop().time
+            self._pinged = -_PONG_SECONDS
             self._logger = self.logger
             if resumed is not None:
                 self.logger = _only_trouble(self.logger)
@@ -328,8 +349,11 @@ def travelling(base: Any) -> Any:
                 super().data_received(self._request)
                 if not data:
                     return
+            pings = self.talk.incoming.pings
             if self.talk.hears(data):
                 super().data_received(data)
+                if self.talk.incoming.pings != pings:
+                    self._pinged = self._now()
 
         async def _run_application(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
             talk = self.talk
@@ -367,6 +391,9 @@ def travelling(base: Any) -> Any:
 
         def packed(self) -> bytes | None:
             """What the next process must know; ``None`` where it can't move now."""
+            if self._now() - self._pinged < _PONG_SECONDS:
+                asyncio.get_running_loop().call_later(_PONG_SECONDS, self.settled, self)
+                return None
             return self.talk.packed(self._request)
 
     Travelling.__name__ = Travelling.__qualname__ = base.__name__

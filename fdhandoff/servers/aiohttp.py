@@ -87,6 +87,12 @@ async def _serve(
             if not one.closed and one not in ending:
                 ending[one] = asyncio.create_task(one.close(code=RESTART, message=b"service restart"))
 
+    def movable(one: Resting) -> bytes | None:
+        state = one.state()
+        if one.talk is not None and one.talk.failed and one._websocket is not None:
+            end([one._websocket])
+        return state
+
     def announce() -> None:
         _announce(application)
         end(list(websockets))
@@ -103,7 +109,7 @@ async def _serve(
             service,
             factory,
             everyone=lambda: server.connections,
-            movable=lambda one: one.state(),
+            movable=movable,
             restore=lambda one, state: one.restore(state),
             watch=Resting.watch,
             announce=announce,
@@ -117,6 +123,9 @@ async def _serve(
             end([one for one in websockets if not (isinstance(one, WebSocketResponse) and one.may_move)])
             report = await service.drain_async()
             await accepting
+            if report.forced:
+                end(list(websockets))
+                await asyncio.sleep(0)  # says so, and waits for no answer
         words = str(report)
         if ending:
             words += f", of which {len(ending)} were websockets that could not move"

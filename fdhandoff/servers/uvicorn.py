@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self.passage: Passage | None = None
+        self._ended_websockets: weakref.WeakSet[Any] = weakref.WeakSet()
         self.websockets_ended = 0
         self._accepting: asyncio.Task[str] | None = None
 
@@ -114,7 +116,7 @@ class Server(uvicorn.Server):
             self.service,
             factory,
             everyone=lambda: list(self.server_state.connections),
-            movable=_movable,
+            movable=self._movable,
             restore=partial(_restore, websocket_class),
             announce=self._announce,
             ssl=config.ssl,
@@ -151,6 +153,7 @@ class Server(uvicorn.Server):
         if self._accepting is not None:
             await self._accepting
         if report.forced:
+            self._end_websockets()
             for connection in list(self.server_state.connections):
                 if connection.transport is not None:
                     connection.transport.abort()
@@ -169,6 +172,21 @@ class Server(uvicorn.Server):
     def _announce(self) -> None:
         """From here on each answer says that its connection ends, and so do the websockets."""
         self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        self._end_websockets()
+
+    def _movable(self, protocol: Any) -> bytes | None:
+        """Nothing has to be said of a connection between two requests, and of a websocket what its application keeps."""
+        if _is_http(protocol):
+            if _rests(protocol):
+                return b""
+            protocol.watch()
+            return None
+        state: bytes | None = protocol.packed()
+        if protocol.talk.failed:
+            self._end(protocol)
+        return state
+
+    def _end_websockets(self) -> None:
         for websocket in self._websockets():
             self._end(websocket)
 
@@ -177,8 +195,10 @@ class Server(uvicorn.Server):
 
     def _end(self, websocket: Any) -> None:
         """1012: come again."""
-        self.websockets_ended += 1
-        websocket.shutdown()
+        if websocket not in self._ended_websockets:
+            self._ended_websockets.add(websocket)
+            self.websockets_ended += 1
+            websocket.shutdown()
 
 
 def _passing(base: Any) -> Any:
@@ -213,7 +233,7 @@ def _is_http(protocol: Any) -> bool:
 
 
 def _restore(websocket_class: Any, protocol: Any, state: bytes) -> None:
-    """``state`` is what ``_movable`` said. A websocket begins as it did at first, with its request."""
+    """``state`` is what ``Server._movable`` said. A websocket begins as it did at first, with its request."""
     if not state:
         return
     try:
@@ -229,16 +249,6 @@ def _restore(websocket_class: Any, protocol: Any, state: bytes) -> None:
     finally:
         if websocket_class is not None:
             websocket_class.arriving = None
-
-
-def _movable(protocol: Any) -> bytes | None:
-    """Nothing has to be said of a connection between two requests, and of a websocket what its application keeps."""
-    if not _is_http(protocol):
-        return protocol.packed()  # type: ignore[no-any-return]
-    if _rests(protocol):
-        return b""
-    protocol.watch()
-    return None
 
 
 def _rests(protocol: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import pytest
@@ -78,7 +79,13 @@ class Wire:
 
     def __init__(self) -> None:
         self.written = b""
-        self.reading = self.closed = self.aborted = False
+        self.reading = self.closed = self.aborted = self.ended = False
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def is_closing(self) -> bool:
+        return self.closed
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -114,7 +121,7 @@ def test_the_answer_that_the_client_has_had_is_swallowed_and_what_follows_is_not
     assert owner.told == ["resume"]
 
 
-@pytest.mark.parametrize("kept", ["text, and not bytes", None])
+@pytest.mark.parametrize("kept", ["text, and not bytes", None, b"x" * (Connection.STATE_MAX + 1)])
 def test_one_whose_application_can_not_say_its_state_is_told_to_come_again_like_any_that_can_not_move(
     kept: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +140,8 @@ def test_one_whose_application_can_not_say_its_state_is_told_to_come_again_like_
     assert talk.may_move
     assert talk.packed(b"GET") is None
     assert not talk.may_move
-    assert said == [KeyError if kept is None else TypeError]
+    assert talk.failed
+    assert said == [KeyError if kept is None else TypeError if isinstance(kept, str) else ValueError]
 
 
 @pytest.mark.parametrize(
@@ -154,10 +162,28 @@ def test_nothing_is_written_while_it_is_under_way(taken: bool) -> None:
     outgoing.write(ACCEPTED)
     outgoing.hold()
     outgoing.writelines([b"pi", b"ng"])
+    outgoing.write_eof()
     assert wire.written == ACCEPTED
+    assert not wire.ended
     if taken:
         outgoing.abort()
     else:
         outgoing.resume_reading()
     assert owner.told == ["leaves" if taken else "stays"]
     assert wire.written == (ACCEPTED if taken else ACCEPTED + b"ping")
+    assert wire.ended is not taken
+
+
+def test_nobody_waits_for_what_becomes_of_one_that_has_ended() -> None:
+    async def main() -> None:
+        talk = Talk(None, lambda _: None)
+        talk.over(Wire()).write(ACCEPTED)
+        talk.session.keep(lambda: b"state")
+        talk.waits = True
+        assert talk.packed(b"GET") is not None
+        sending = asyncio.create_task(talk.decided())
+        await asyncio.sleep(0)
+        talk.ended()
+        await asyncio.wait_for(sending, 20)
+
+    asyncio.run(main())

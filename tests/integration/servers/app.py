@@ -1,5 +1,6 @@
 """An ASGI application whose answers name the generation: ``/slow/…``, ``/big``, ``/echo`` (length of the body), and
-``/die`` ends the process. A websocket moves where its path is ``/keep``. Its lifespan takes its time where ``BOOT`` says so,
+``/die`` ends the process. A websocket moves where its path is ``/keep``, and can't
+say its state where it is ``/late`` once it has been spoken to. Its lifespan takes its time where ``BOOT`` says so,
 or fails."""
 
 from __future__ import annotations
@@ -15,6 +16,22 @@ from slow import wait_async
 asked: list[int] = []
 
 
+class Late:
+    def __init__(self, receive: Any) -> None:
+        self._receive = receive
+        self._heard = False
+
+    async def receive(self) -> Any:
+        message = await self._receive()
+        self._heard = message["type"] == "websocket.receive"
+        return message
+
+    def save(self) -> bytes | None:
+        if self._heard:
+            raise ValueError("it is too late")
+        return None
+
+
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
@@ -23,6 +40,10 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "websocket":
         if scope["path"] == "/keep":
             scope["extensions"]["fdhandoff.session"].keep(lambda: b"")
+        if scope["path"] == "/late":
+            late = Late(receive)
+            receive = late.receive
+            scope["extensions"]["fdhandoff.session"].keep(late.save)
         await websocket(generation, receive, send)
         return
     asked.append(1)

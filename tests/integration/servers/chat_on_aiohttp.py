@@ -48,6 +48,24 @@ async def forgetful(request: web.Request) -> web.StreamResponse:
     return socket
 
 
+async def late(request: web.Request) -> web.StreamResponse:
+    """Can't say its state once it has been spoken to."""
+    heard: list[str] = []
+
+    def save() -> bytes | None:
+        if heard:
+            raise ValueError("it is too late")
+        return None
+
+    socket = WebSocketResponse()
+    await socket.prepare(request)
+    socket.session.keep(save)
+    async for message in socket:
+        heard.append(message.data)
+        await socket.send_str(f"{request.app[SERVICE].generation.number} {message.data}")
+    return socket
+
+
 async def answer(request: web.Request) -> web.Response:
     return web.Response(text=f"chat {request.app[SERVICE].generation.number}")
 
@@ -55,7 +73,7 @@ async def answer(request: web.Request) -> web.Response:
 def main() -> None:
     handoff, words = split(sys.argv[1:])
     app = web.Application()
-    app.add_routes([web.get("/", answer), web.get("/chat", chat), web.get("/plain", forgetful)])
+    app.add_routes([web.get("/", answer), web.get("/chat", chat), web.get("/plain", forgetful), web.get("/late", late)])
     run_app(app, host="127.0.0.1", port=int(words[0]), access_log=None, handoff_name="chat", **handoff)
 
 

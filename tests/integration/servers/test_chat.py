@@ -90,6 +90,11 @@ class Chat(Running):
         self.says(f"generation {number} serves")
 
 
+class Program(Running):
+    def __init__(self, words: list[str]) -> None:
+        self._start([sys.executable, *words], env=environment())
+
+
 @pytest.mark.parametrize(
     ("library", "upgrades"),
     [("websockets-sansio", 10), ("wsproto", 3), ("websockets", 3), ("aiohttp", 10)],
@@ -198,6 +203,43 @@ def test_of_aiohttps_websockets_too_one_that_can_not_move_is_told_to_come_again(
             assert keeping.ask("c") == (2, "somebody@tea #1: c")
 
 
+@pytest.mark.parametrize("library", ["websockets-sansio", "wsproto", "websockets", "aiohttp"])
+def test_a_websocket_that_turns_out_to_be_unable_to_move_is_told_to_come_again(tmp_path: Path, library: str) -> None:
+    """And holds up nobody's end until then."""
+    pytest.importorskip(library.partition("-")[0], reason=f"needs {library}: pip install 'fdhandoff[test]'")
+    port = free_port()
+    if library == "aiohttp":
+        command = [str(APP / "chat_on_aiohttp.py"), str(port)]
+    else:
+        command = [
+            "-m",
+            "fdhandoff.servers.uvicorn",
+            "app:app",
+            "--app-dir",
+            str(APP),
+            "--port",
+            str(port),
+            "--ws",
+            library,
+        ]
+    command += ["--handoff-path", str(tmp_path / "h.sock"), "--handoff-probation", "0"]
+    old, new = Program(command), None
+    with stopping(old), contextlib.ExitStack() as stack:
+        old.says("generation 1 serves")
+        late = stack.enter_context(contextlib.closing(Talker(port, path="/late")))
+        new = Program(command)
+        with stopping(new):
+            new.says("generation 2 serves")
+            late.send(frame("hello"))
+            assert late.hear() == (1, "hello")
+            with pytest.raises(ConnectionError, match="closed with 1012"):
+                late.hear()
+            late.close()
+            assert old.ends() == 0, old.text()
+            assert "of which 1 were websockets that could not move" in old.text()
+            assert "ValueError: it is too late" in old.text()
+
+
 @pytest.mark.parametrize("library", ["websockets-sansio", "wsproto"])
 def test_what_has_ended_leaves_nothing_to_a_collection_of_garbage(library: str) -> None:
     import uvicorn
@@ -237,3 +279,57 @@ def test_what_has_ended_leaves_nothing_to_a_collection_of_garbage(library: str) 
         assert asyncio.run(talk())() is None
     finally:
         gc.enable()
+
+
+REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("library", ["websockets", "websockets-sansio", "wsproto"])
+@pytest.mark.filterwarnings("ignore")  # that one of them is deprecated
+def test_none_moves_with_a_ping_that_is_not_answered(library: str) -> None:
+    """One library answers in a later turn of the loop."""
+    import uvicorn
+    from uvicorn.server import ServerState
+
+    pytest.importorskip(library.partition("-")[0], reason=f"needs {library}: pip install 'fdhandoff[test]'")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        scope["extensions"][EXTENSION].keep(lambda: b"state")
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] == "websocket.receive":
+            pass
+
+    async def main() -> None:
+        config = uvicorn.Config(app, ws=library, ws_per_message_deflate=False, lifespan="off")
+        config.load()
+        kind = travelling(config.ws_protocol_class)
+        settled: list[object] = []
+        kind.settled = staticmethod(settled.append)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours, theirs:
+            theirs.settimeout(20)
+            loop = asyncio.get_running_loop()
+            make = lambda: kind(config=config, server_state=ServerState(), app_state={})  # noqa: E731
+            transport, protocol = await loop.connect_accepted_socket(make, ours)
+            protocol.data_received(REQUEST)
+            while protocol.packed() is None:
+                await asyncio.sleep(0.01)
+            protocol.talk.outgoing.resume_reading()
+            assert b" 101 " in theirs.recv(4096)
+            settled.clear()
+            protocol.data_received(frame(b"hello", opcode=9))
+            assert protocol.packed() is None
+            while not settled:
+                await asyncio.sleep(0.01)
+            assert protocol.packed() is not None
+            assert theirs.recv(4096) == b"\x8a\x05hello"
+            protocol.talk.outgoing.resume_reading()
+            transport.abort()
+            await asyncio.sleep(0.05)
+
+    asyncio.run(main())
