@@ -304,7 +304,7 @@ def test_none_moves_with_a_ping_that_is_not_answered(library: str) -> None:
             pass
 
     async def main() -> None:
-        config = uvicorn.Config(app, ws=library, ws_per_message_deflate=False, lifespan="off")
+        config = uvicorn.Config(app, ws=library, ws_per_message_deflate=False, lifespan="off", log_config=None)
         config.load()
         kind = travelling(config.ws_protocol_class)
         settled: list[object] = []
