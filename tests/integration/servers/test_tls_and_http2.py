@@ -26,13 +26,16 @@ REQUESTS = 200
 often = pytest.mark.parametrize("upgrades", [2, pytest.param(50, marks=pytest.mark.soak)])
 
 
-def command(name: str, port: int, path: Path, files: list[str]) -> list[str]:
+def command(name: str, port: int, path: Path, files: list[str], *, http2: bool = False) -> list[str]:
     """A server with its adapter; with TLS if there are ``files``, a certificate and its key."""
     pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
     words = {
         "hypercorn": ["", "--certfile", "--keyfile"],
         "uvicorn": [f"{ASGI} --no-access-log --timeout-keep-alive 60 --port {port}", "--ssl-certfile", "--ssl-keyfile"],
         "gunicorn": [f"{WSGI} --bind 127.0.0.1:{port} --worker-class gthread --threads 12", "--certfile", "--keyfile"],
+        "granian": [
+            f"{ASGI} --interface asgi --port {port}" + (" --http 2" if http2 else ""), "--ssl-certificate", "--ssl-keyfile",
+        ],
         "flask": [f"--app tests.integration.servers.on_flask run --port {port}", "--cert", "--key"],
     }.get(name, ["", "", ""])
     tls = [word for pair in zip(words[1:], files, strict=True) for word in pair if word] if files else []
@@ -87,7 +90,7 @@ SWAPPED = ("hypercorn", "uvicorn", "aiohttp", "gunicorn")
     ("name", "upgrades"),
     [
         *((name, 2) for name in SWAPPED),
-        *((name, 1) for name in ("socketserver", "asyncio", "tornado", "sanic", "cheroot", "twisted", "flask")),
+        *((name, 1) for name in ("socketserver", "asyncio", "tornado", "sanic", "cheroot", "twisted", "flask", "granian")),
         *(pytest.param(name, 50, marks=pytest.mark.soak) for name in SWAPPED),
     ],
 )
@@ -125,7 +128,8 @@ def test_granian_with_tls_under_the_master_fails_no_client_that_asks_once(tmp_pa
 
 @often
 @pytest.mark.parametrize(
-    ("name", "tls"), [("hypercorn", False), ("hypercorn", True), ("gunicorn", True), ("twisted", True)]
+    ("name", "tls"),
+    [("hypercorn", False), ("hypercorn", True), ("gunicorn", True), ("twisted", True), ("granian", False), ("granian", True)],
 )
 def test_http2_clients_are_told_to_go_away_and_fail_nothing(
     tmp_path: Path, name: str, tls: bool, upgrades: int
@@ -134,7 +138,7 @@ def test_http2_clients_are_told_to_go_away_and_fail_nothing(
     if context is not None:
         context.set_alpn_protocols(["h2"])
     port = free_port()
-    words = command(name, port, tmp_path, files)
+    words = command(name, port, tmp_path, files, http2=True)
     if name == "gunicorn":
         words += ["--http-protocols", "h2,h1", "--worker-class", "asgi", ASGI]
         words.remove(WSGI)
@@ -192,10 +196,11 @@ class H2load:
 
 
 @often
-def test_h2load_gets_an_answer_to_every_request_that_reached_a_server(tmp_path: Path, upgrades: int) -> None:
+@pytest.mark.parametrize("name", ["granian", "hypercorn"])
+def test_h2load_gets_an_answer_to_every_request_that_reached_a_server(tmp_path: Path, name: str, upgrades: int) -> None:
     files, _ = certificate(tmp_path)
     port = free_port()
-    words = command("hypercorn", port, tmp_path, files)
+    words = command(name, port, tmp_path, files, http2=True)
     with contextlib.ExitStack() as stack:
         everyone = [strangers(words, stack)]
         with H2load(f"https://127.0.0.1:{port}/") as load:
