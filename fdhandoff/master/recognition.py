@@ -135,6 +135,11 @@ def _unable(asked: Asked) -> str:  # noqa: ARG001
     return "it has no option for a listener that was bound before, and binds an address itself"
 
 
+def _granian(_: Asked) -> str:
+    """It shares its address (SO_REUSEPORT), so that the kernel can switch it. With that convention nobody asks here."""
+    return "it binds an address itself unless run is told that it does, by --convention reuseport and the same --port"
+
+
 def _in_background(asked: Asked, *options: str) -> str:
     if asked.has(*options):
         return f"{options[-1]} sends it into the background, where it counts as ended: leave that to run --daemon"
@@ -275,7 +280,8 @@ SERVERS = [
     Server("haproxy", "`bind fd@3` in its configuration", CLOSED, judge=lambda asked: _in_background(asked, "-D"),
            signal="SIGUSR1", unasked="USR1 to let it finish"),
     Server("node", "`listen({fd: 3})`, and a handler for SIGTERM that calls `server.close()`", CLOSED),
-    Server("granian", "", CLOSED, judge=_unable, adapter="granian"),
+    Server("granian", "`--convention reuseport` for `run`, and the same `--port` as in `--bind`", CLOSED, judge=_granian,
+           adapter="granian"),
     Server("aiohttp.web", "", CLOSED, judge=_unable, adapter="aiohttp"),
     Server("waitress-serve waitress", "", CUT, judge=_unable, adapter="waitress"),
     Server("sanic", "", CUT, judge=_unable, adapter="sanic"),
@@ -315,7 +321,7 @@ def recognise(command: Sequence[str], binds: Sequence[str], choice: str = AUTO) 
     better = adapter and expects != ANNOUNCED and (server.adapter or not server.instead)
     word = f"; {adapter} instead loses none" if better else ""
     if wrong:
-        takes = f"; {adapter} takes it" if adapter and server.judge is _unable else ""
+        takes = f"; {adapter} takes it" if adapter and server.judge in (_unable, _granian) else ""
         found["says"] = [f"{label} may not do as it should: {wrong}{takes}"]
     else:
         found["says"] = [f"{label}: at an upgrade {expects}{word}"]

@@ -83,6 +83,21 @@ def test_aiohttp_with_reuse_port_loses_no_request(tmp_path: Path) -> None:
     with_aiohttp(tmp_path, 2)
 
 
+def test_granian_as_it_is_loses_no_request(tmp_path: Path) -> None:
+    pytest.importorskip("granian", reason="needs granian: pip install 'fdhandoff[test]'")
+    port = free_port()
+    words = [sys.executable, "-m", "granian", "--interface", "asgi", "--no-log", "--port", str(port), "asgi:app"]
+    with service(tmp_path, port, words, "--ready", "http:/", "--env", f"PYTHONPATH={UNMODIFIED}") as one:
+        assert "may not do as it should" not in one.running.text()
+        with Load(("127.0.0.1", port)) as load:
+            for number in range(2, 5):
+                assert one.upgrade()["result"] == "done"
+                load.heard(number)
+                one.settled(number)
+        assert not load.failures
+        assert one.stop() == 0
+
+
 @pytest.mark.soak
 def test_aiohttp_with_reuse_port_loses_no_request_in_fifty_upgrades(tmp_path: Path) -> None:
     with_aiohttp(tmp_path, 50)

@@ -34,7 +34,9 @@ def command(name: str, port: int, path: Path, files: list[str], *, http2: bool =
         "uvicorn": [f"{ASGI} --no-access-log --timeout-keep-alive 60 --port {port}", "--ssl-certfile", "--ssl-keyfile"],
         "gunicorn": [f"{WSGI} --bind 127.0.0.1:{port} --worker-class gthread --threads 12", "--certfile", "--keyfile"],
         "granian": [
-            f"{ASGI} --interface asgi --port {port}" + (" --http 2" if http2 else ""), "--ssl-certificate", "--ssl-keyfile",
+            f"{ASGI} --interface asgi --port {port}" + (" --http 2" if http2 else ""),
+            "--ssl-certificate",
+            "--ssl-keyfile",
         ],
         "flask": [f"--app tests.integration.servers.on_flask run --port {port}", "--cert", "--key"],
     }.get(name, ["", "", ""])
@@ -90,7 +92,10 @@ SWAPPED = ("hypercorn", "uvicorn", "aiohttp", "gunicorn")
     ("name", "upgrades"),
     [
         *((name, 2) for name in SWAPPED),
-        *((name, 1) for name in ("socketserver", "asyncio", "tornado", "sanic", "cheroot", "twisted", "flask", "granian")),
+        *(
+            (name, 1)
+            for name in ("socketserver", "asyncio", "tornado", "sanic", "cheroot", "twisted", "flask", "granian")
+        ),
         *(pytest.param(name, 50, marks=pytest.mark.soak) for name in SWAPPED),
     ],
 )
@@ -129,7 +134,14 @@ def test_granian_with_tls_under_the_master_fails_no_client_that_asks_once(tmp_pa
 @often
 @pytest.mark.parametrize(
     ("name", "tls"),
-    [("hypercorn", False), ("hypercorn", True), ("gunicorn", True), ("twisted", True), ("granian", False), ("granian", True)],
+    [
+        ("hypercorn", False),
+        ("hypercorn", True),
+        ("gunicorn", True),
+        ("twisted", True),
+        ("granian", False),
+        ("granian", True),
+    ],
 )
 def test_http2_clients_are_told_to_go_away_and_fail_nothing(
     tmp_path: Path, name: str, tls: bool, upgrades: int

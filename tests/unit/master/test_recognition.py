@@ -108,7 +108,7 @@ def test_a_server_is_known_by_its_command(command: str, server: str) -> None:
         ("nginx -g 'daemon off;'", ""),
         ("haproxy -D -f x", "background"),
         ("haproxy -f x", ""),
-        ("granian a:b", "no option for a listener"),
+        ("granian a:b", "--convention reuseport"),
         ("waitress-serve a:b", "no option for a listener"),
     ],
 )
@@ -163,7 +163,7 @@ def test_the_adapter_is_named_where_there_is_one() -> None:
         "python -m fdhandoff.servers.uwsgi instead loses none"
     )
     said = known("granian a:b")["says"][0]
-    assert said.endswith("binds an address itself; python -m fdhandoff.servers.granian takes it"), said
+    assert said.endswith("the same --port; python -m fdhandoff.servers.granian takes it"), said
     for server in SERVERS:
         said = known(server.names[0] if server.names[0] not in ("flask", "runserver") else "flask run")["says"][0]
         there = (Path(recognition.__file__).parents[1] / "servers" / f"{server.adapter}.py").exists()
