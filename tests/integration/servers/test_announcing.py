@@ -36,6 +36,7 @@ PROGRAMS = {
     "gunicorn gthread": ("gunicorn", [*_GUNICORN, "gthread", "--threads", "8"]),
     "gunicorn asgi": ("gunicorn", [word.replace("wsgi", "app") for word in _GUNICORN] + ["asgi"]),
     "flask": ("flask", ["flask", "--app", "tests.integration.servers.on_flask", "run", "--port", "{port}"]),
+    "werkzeug": ("werkzeug", ["on_werkzeug.py"]),
     "wsgiref": ("wsgiref", ["on_wsgiref.py"]),
     "twisted": ("twisted", ["on_twisted.py"]),
     "granian": ("granian", ["granian", "--interface", "asgi", "--workers", "2", "--port", "{port}", ASGI]),

@@ -29,6 +29,7 @@ COMMANDS = {
     "cheroot": "wsgi:app --bind {path} --threads 12 --timeout 60",
     "sanic": "on_sanic:app --unix {path} --single-process --no-access-logs",
     "flask": "--app on_flask run --host unix://{path}",
+    "django wsgi": "project.wsgi 127.0.0.1:{port}",
     "django": "runserver 127.0.0.1:{port} --skip-checks",
 }
 #: These keep connections, but can't move them, or keep none.
@@ -39,6 +40,12 @@ import os, sys
 from django.core.management import execute_from_command_line
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "of_the_project")
 execute_from_command_line(sys.argv)
+"""
+WSGI = """
+import os
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "of_the_project")
+from django.core.wsgi import get_wsgi_application
+application = get_wsgi_application()
 """
 SETTINGS = """
 SECRET_KEY, ROOT_URLCONF, ALLOWED_HOSTS, LOGGING_CONFIG = "of a test", "on_django", ["*"], None
@@ -51,12 +58,15 @@ class Server(Running):
     def __init__(self, name: str, folder: Path, address: tuple[str, int] | str, health: int) -> None:
         (folder / "manage.py").write_text(MANAGE)
         (folder / "of_the_project.py").write_text(SETTINGS)
+        (folder / "project").mkdir(exist_ok=True)
+        (folder / "project" / "wsgi.py").write_text(WSGI)
         port = address[1] if isinstance(address, tuple) else ""
         words = COMMANDS[name].format(path=address, port=port).split()
         words += ["--handoff-path", str(folder / "h.sock"), "--handoff-probation=500ms"]
         words += ["--handoff-health", f"127.0.0.1:{health}", "--handoff-pre-stop-delay", "10m"]
         env = environment(PYTHONPATH=os.pathsep.join([str(HERE), str(ROOT)]))
-        self._start([sys.executable, "-m", f"{PACKAGE}.servers.{name}", *words], env=env, cwd=folder)
+        module = name.partition(" ")[0]
+        self._start([sys.executable, "-m", f"{PACKAGE}.servers.{module}", *words], env=env, cwd=folder)
 
     def serves(self, generation: int) -> None:
         self.says(f"generation {generation} serves")
@@ -64,7 +74,7 @@ class Server(Running):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_server_with_its_own_options_hands_over_and_tells_of_its_end_before_it(name: str, tmp_path: Path) -> None:
-    pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
+    pytest.importorskip(name.partition(" ")[0], reason=f"needs {name}: pip install 'fdhandoff[test]'")
     health = free_port()
     address = ("127.0.0.1", free_port()) if "{port}" in COMMANDS[name] else str(tmp_path / "http.sock")
     old = Server(name, tmp_path, address, health)

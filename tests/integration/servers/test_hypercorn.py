@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ..cli import PACKAGE, Running, environment, free_port, stopping
+from . import KeepAlive
 
 pytest.importorskip("hypercorn", reason="needs hypercorn: pip install 'fdhandoff[test]'")
 
@@ -72,3 +73,37 @@ def test_an_application_that_does_not_start_leaves_nothing(tmp_path: Path) -> No
         assert why in refused.text()
         assert "Traceback" not in refused.text()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_serve_in_a_program_of_ones_own_hands_over_and_returns(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, sys\n"
+        "from hypercorn.config import Config\n"
+        "from tests.integration.servers.app import app\n"
+        "from fdhandoff.servers.hypercorn import serve\n"
+        "config = Config()\n"
+        "config.bind = [f'127.0.0.1:{sys.argv[1]}']\n"
+        "asyncio.run(serve(app, config, handoff_path=sys.argv[2], handoff_probation=0.5))\n"
+        "print('behind it')\n"
+    )
+    port, path = free_port(), tmp_path / "h" / "h.sock"
+    path.parent.mkdir(mode=0o700)
+
+    class Program(Running):
+        def __init__(self) -> None:
+            self._start([sys.executable, str(program), str(port), str(path)], env=environment())
+
+    old = Program()
+    with stopping(old):
+        old.says("generation 1 serves")
+        with KeepAlive(("127.0.0.1", port), count=2) as busy:
+            new = Program()
+            with stopping(new):
+                new.says("generation 2 serves")
+                assert old.ends() == 0, old.text()
+                assert old.out[-1] == "behind it"
+                busy.heard(2)
+                busy.end()
+        assert not busy.failures
+        assert busy.reconnects == 0
