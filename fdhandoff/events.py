@@ -29,7 +29,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "stop.begun": ("why",),
     "stop.vetoed": ("why", "reason"),
     "drain.begun": ("why",),
-    "drain.ended": ("finished", "moved", "forced", "seconds"),
+    "drain.ended": ("finished", "moved", "forced", "seconds", "clients"),
     "message": ("text",),
 }
 

@@ -15,6 +15,7 @@ from .generation import Generation
 from .moving import Crossing
 from .service import REOPEN_SECONDS, DrainReport
 from .system import environment
+from .system.connections import clients_of
 from .system.process import start_time
 from .system.wake import Wake
 
@@ -183,9 +184,10 @@ class PreforkWorker:
             await asyncio.sleep(_LOOK_SECONDS)
         counters = self._counters
         finished = counters.finished - self._finished_before
-        report = DrainReport(finished, counters.active, time.monotonic() - self._began, self.crossing.moved)
+        clients = clients_of(self._listeners, [os.getpid()]) if counters.active else []
+        report = DrainReport(finished, counters.active, time.monotonic() - self._began, self.crossing.moved, clients)
         if report.forced:
-            self.say(f"drained in {report.seconds:.1f}s: {report.forced} connections cut at the deadline")
+            self.say(f"drained in {report.seconds:.1f}s: {report.forced} connections cut at the deadline{report.named}")
         return report
 
     @property

@@ -77,6 +77,7 @@ DRAINING = "draining"
 STOPPED = "stopped"
 
 REPORT_SECONDS = 1.0
+_NAMED = 10  # of those that were cut
 # How often who drains looks for connections of a server that accepts by itself.
 OBSERVE_SECONDS = 0.1
 # How often who serves looks whether a closed gate was opened again: that is, after a rollback.
@@ -85,15 +86,24 @@ REOPEN_SECONDS = 0.05
 
 class DrainReport:
     """How a drain ended: ``finished`` left by themselves since it began, ``moved`` of them for the generation that serves;
-    ``forced`` were still inside, after ``seconds``."""
+    ``forced`` were still inside, after ``seconds``: ``clients`` are the addresses of those, of as many as are known (TCP)."""
 
-    __slots__ = ("finished", "forced", "moved", "seconds")
+    __slots__ = ("clients", "finished", "forced", "moved", "seconds")
 
-    def __init__(self, finished: int, forced: int, seconds: float, moved: int = 0) -> None:
+    def __init__(self, finished: int, forced: int, seconds: float, moved: int = 0, clients: Sequence[str] = ()) -> None:
+        self.clients = list(clients)
         self.finished = finished
         self.forced = forced
         self.seconds = seconds
         self.moved = moved
+
+    @property
+    def named(self) -> str:
+        """The first of the clients that were cut, in parentheses; empty where none is known."""
+        if not self.clients:
+            return ""
+        more = len(self.clients) - _NAMED
+        return f" ({', '.join(self.clients[:_NAMED])}{f' and {more} more' if more > 0 else ''})"
 
     def __str__(self) -> str:
         return f"{self.moved} connections moved on, {self.finished - self.moved} ended here"
@@ -628,14 +638,24 @@ class Service:
         forced, seconds = self.inside, time.monotonic() - began
         finished = self.gate.counters.finished - self._finished_before
         finished += max(0, observed - (forced - self.gate.active))
-        report = DrainReport(finished, forced, seconds, self.crossing.moved)
+        clients: list[str] = []
+        if forced:
+            from .system.connections import clients_of  # late: few are
+            from .system.processes import descendants
+
+            family = [os.getpid(), *descendants(os.getpid())]
+            clients = clients_of([sock for _, sock in self.holdings.listeners], family)
+        report = DrainReport(finished, forced, seconds, self.crossing.moved, clients)
         if self.upgrader.handoff is not None:
             self.upgrader.handoff.drained(report.finished, report.forced)
         self.say(
             f"drained in {format_duration(report.seconds)}: {report.finished} finished"
-            + (f", {report.forced} cut at the deadline" if report.forced else "")
+            + (f", {report.forced} cut at the deadline{report.named}" if report.forced else "")
         )
-        self.event("drain.ended", finished=report.finished, moved=report.moved, forced=report.forced, seconds=seconds)
+        self.event(
+            "drain.ended", finished=report.finished, moved=report.moved, forced=report.forced, seconds=seconds,
+            clients=report.clients[:_NAMED],
+        )  # fmt: skip
         self.hooks.after("drain")
         return report
 

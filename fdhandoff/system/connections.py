@@ -23,7 +23,7 @@ import socket
 import struct
 import sys
 
-from ..errors import SystemCallError, Unsupported
+from ..errors import HandoffError, SystemCallError, Unsupported
 from .processes import not_permitted, vanished
 
 TYPE_CHECKING = False
@@ -164,6 +164,21 @@ def connections_of(port: int, pids: Collection[int], family: int = 0) -> list[Se
         held = inodes_of(pids)
         found = [seen for seen in rows if seen.inode in held]
     return found
+
+
+def clients_of(listeners: Iterable[socket.socket], pids: Collection[int]) -> list[str]:
+    """The addresses of the TCP clients that these processes have from these listeners, for people; none where that can't be
+    known."""
+    found: dict[str, None] = {}
+    try:
+        for one in listeners:
+            if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
+                for seen in connections_of(one.getsockname()[1], pids, one.family):
+                    host, port = seen.remote
+                    found[f"[{host}]:{port}" if ":" in host else f"{host}:{port}"] = None
+    except (HandoffError, OSError):
+        return []
+    return list(found)
 
 
 def count(port: int, pids: Collection[int], family: int = 0) -> int:

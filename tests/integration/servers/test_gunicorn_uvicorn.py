@@ -147,7 +147,7 @@ def test_graceful_timeout_cuts_what_does_not_end(tmp_path: Path) -> None:
         wait_for(lambda: _established(port) >= 1, "the request to be inside")
         server.signal(signal.SIGHUP)
         wait_for(lambda: not old & server.workers(), "the old workers' end")
-        server.says("1 connections cut at the deadline")
+        server.says("1 connections cut at the deadline (127.0.0.1:")
         with pytest.raises(OSError, match=r"closed|reset"):
             client.receive()
 

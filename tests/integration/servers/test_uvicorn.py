@@ -184,7 +184,7 @@ def test_what_is_still_inside_at_the_deadline_is_cut_and_counted(folder: Path) -
         wait_for(lambda: status(folder / "h.sock")["generations"][0]["active"] == 1, "the request to be inside")
         only.signal(signal.SIGTERM)
         assert only.ends() == 0
-        only.says("1 cut at the deadline")
+        only.says(f"1 cut at the deadline (127.0.0.1:{slow.sock.getsockname()[1]})")
         with pytest.raises(ConnectionError):
             slow.receive()
         slow.close()
