@@ -18,7 +18,7 @@ from . import registry
 from .control import refuse
 from .conversation import Conversation
 from .deadline import FOREVER, after
-from .errors import OLD, DeadlineExceeded, HandoffError, PeerGone, PeerUntrusted, ProtocolError
+from .errors import OLD, DeadlineExceeded, HandoffError, PeerGone, PeerUntrusted, ProtocolError, SystemCallError
 from .handoff import SOFTWARE
 from .heir import heir_of, make_directory, name_heir, place_of, receptions_of, remove_directory
 from .inventory import entry_of, verify
@@ -296,6 +296,7 @@ class Giver:
         self.path = path
         self.why = ""
         self.silent = False
+        self.failure: Exception | None = None
         self._timeout = timeout
         self._conversation: Conversation | None = None
         try:
@@ -341,23 +342,32 @@ class Giver:
             conversation.close()
 
     def give(self, connections: Sequence[Connection]) -> int:
-        """How many of ``connections`` (borrowed), in their order, are the receiver's now. It is closed where not all are."""
+        """How many of ``connections`` (borrowed), in their order, are the receiver's now. It is closed where not all are. Raises
+        what went wrong here only where none is: else it is the ``failure``, as those that were acknowledged must be known."""
         conversation = self._conversation
         if conversation is None:
             return 0
         session = conversation.session
         before = session.items_acked
         going = True
+        self.failure = None
         try:
-            for batch, states in _batches(connections):
-                entries, fds = _described(batch, states)
-                while going and session.window_left < len(batch):
-                    going = self._heard()
-                if not going:
-                    break
-                conversation.say(Items(first=session.items_sent, entries=entries), fds, deadline=after(self._timeout))
+            try:
+                for batch, states in _batches(connections):
+                    entries, fds = _described(batch, states)
+                    while going and session.window_left < len(batch):
+                        going = self._heard()
+                    if not going:
+                        break
+                    items = Items(first=session.items_sent, entries=entries)
+                    conversation.say(items, fds, deadline=after(self._timeout))
+            except (PeerGone, DeadlineExceeded):
+                raise
+            except Exception as error:
+                self.failure = error  # what was sent before that may yet be acknowledged
             while going and session.items_acked < session.items_sent:
                 going = self._heard()
+            going = going and self.failure is None
         except (PeerGone, DeadlineExceeded) as error:
             going = False  # what it acknowledged counts
             self.silent = isinstance(error, DeadlineExceeded)
@@ -372,7 +382,10 @@ class Giver:
                 close_all(fds)
                 self._note(message)
             self.close()
-        return session.items_acked - before
+        given = session.items_acked - before
+        if self.failure is not None and not given:
+            raise self.failure
+        return given
 
     def _heard(self) -> bool:
         """One answer; false when there is to be none any more."""
@@ -433,37 +446,57 @@ class Givers:
 
     def give(self, connections: Sequence[Connection]) -> list[Connection]:
         """Gives them to whoever serves now, shared out among its processes: those that stay, and are the caller's still. None
-        to give: only the conversations begin."""
+        to give: only the conversations begin. ``HandoffError`` for what went wrong here, where none was given."""
         staying = list(connections)
+        failure: HandoffError | None = None
         heir = heir_of(self._directory)
         paths = receptions_of(self._directory, heir) if heir and heir != self._generation else []
         if not staying:
             for path in paths:
-                self._give(path, ())
+                _, failure = self._give(path, ())
+                if failure is not None:
+                    raise failure
         while paths and staying:
             willing = []
             for place, path in enumerate(paths):
                 share = -(-len(staying) // (len(paths) - place))
                 part, staying = staying[:share], staying[share:]
-                given = self._give(path, part)
+                given, error = self._give(path, part)
                 if given == len(part):
                     willing.append(path)
+                failure = error or failure
                 staying += part[given:]  # for the others, if there are any
             paths = willing
+        if failure is not None:
+            if len(staying) == len(connections):
+                raise failure
+            self.why = str(failure)
         return staying
 
-    def _give(self, path: str, connections: Sequence[Connection]) -> int:
-        giver = self._rested(path)
-        given = giver.give(connections) if giver is not None else 0
-        # One that rested may have ended for no reason that is against the receiver.
-        if giver is None or (given < len(connections) and not giver.silent):
-            giver = Giver(path, timeout=self._timeout, generation=self._generation, allow_uids=self._allow_uids)
-            given += giver.give(connections[given:])
+    def _give(self, path: str, connections: Sequence[Connection]) -> tuple[int, HandoffError | None]:
+        """How many were given, and what went wrong here: whatever it was, those are not ours any more."""
+        given = 0
+        try:
+            giver = self._rested(path)
+            given = giver.give(connections) if giver is not None else 0
+            # One that rested may have ended for no reason that is against the receiver.
+            if giver is None or (given < len(connections) and not giver.silent):
+                giver = Giver(path, timeout=self._timeout, generation=self._generation, allow_uids=self._allow_uids)
+                given += giver.give(connections[given:])
+        except HandoffError as error:
+            return given, error
+        except OSError as error:
+            return given, SystemCallError("socket", error.errno or 0, doing=f"giving connections at {path}")
         if giver.open:
             with self._lock:
                 self._resting.append(giver)
         self.why = giver.why or self.why
-        return given
+        failure = giver.failure
+        if failure is None or isinstance(failure, HandoffError):
+            return given, failure
+        return given, SystemCallError(
+            "sendmsg", getattr(failure, "errno", None) or 0, doing=f"giving connections at {path}"
+        )
 
     def _rested(self, path: str) -> Giver | None:
         with self._lock:

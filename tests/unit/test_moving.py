@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fdhandoff import moving
-from fdhandoff.errors import PathError, PeerUntrusted
-from fdhandoff.heir import heir_of, name_heir, open_to, receptions_of, remove_directory, slots_of
+from fdhandoff.errors import PathError, PeerUntrusted, SystemCallError
+from fdhandoff.heir import heir_of, make_directory, name_heir, open_to, receptions_of, remove_directory, slots_of
 from fdhandoff.inventory import entry_of
 from fdhandoff.listener import KIND_CONNECTION, Connection
 from fdhandoff.moving import BATCH, Reception, give, give_to_heir
@@ -509,6 +510,63 @@ def test_a_dead_process_of_the_heir_is_passed_over(tmp_path: Path, clients: Any,
                 dead.bind(os.path.join(directory, f"2-{pid}.sock"))
         assert give_to_heir(directory, clients(9).connections(), generation=1) == []
         assert len(taken.await_count(9)) == 9
+    finally:
+        reception.close()
+
+
+def test_what_one_process_has_taken_is_known_whatever_goes_wrong_with_the_next(
+    tmp_path: Path, clients: Any, taken: Taken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = str(tmp_path / "moving")
+    name_heir(directory, 2)
+    reception = Reception(directory, 2, taken)
+    connect = moving.connect_control
+    good = receptions_of(directory, 2)[0]
+
+    def out_of_descriptors(path: str, *arguments: Any) -> Any:
+        if path != good:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return connect(path, *arguments)
+
+    monkeypatch.setattr(moving, "connect_control", out_of_descriptors)
+    try:
+        with socket.socket(socket.AF_UNIX) as another:
+            another.bind(os.path.join(directory, "2-9999999.sock"))
+            assert give_to_heir(directory, clients(9).connections(), generation=1) == []
+            assert len(taken.await_count(9)) == 9
+            good = "none"
+            with pytest.raises(SystemCallError, match="giving connections at"):
+                give_to_heir(directory, clients(3).connections(), generation=1)
+    finally:
+        reception.close()
+
+
+@pytest.mark.parametrize("batches_before", [0, 1])
+def test_what_was_acknowledged_before_it_went_wrong_here_is_the_receivers(
+    tmp_path: Path, clients: Any, taken: Taken, monkeypatch: pytest.MonkeyPatch, batches_before: int
+) -> None:
+    directory = str(tmp_path / "moving")
+    make_directory(directory)
+    reception = Reception(directory, 2, taken)
+    described = moving._described
+    count = 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > batches_before:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return described(*arguments)
+
+    monkeypatch.setattr(moving, "_described", failing)
+    group = clients(BATCH + 5).connections()
+    try:
+        if batches_before:
+            assert give(receptions_of(directory, 2)[0], group) == BATCH
+            assert len(taken.await_count(BATCH)) == BATCH
+        else:
+            with pytest.raises(OSError, match="Too many open files"):
+                give(receptions_of(directory, 2)[0], group)
     finally:
         reception.close()
 
