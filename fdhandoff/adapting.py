@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypedDict
 
-    from .service import Service
+    from .service import GuessedName, Service
 
     Read = Callable[[str], Any]
 
@@ -126,11 +126,13 @@ def connections_at(listeners: Sequence[socket.socket], pids: Callable[[], Collec
     return counted
 
 
-def service_name(application: Any, server: str) -> str:
+def service_name(application: Any, server: str) -> GuessedName:
     """Of a service that was given none: by the application where it is named by text, else by the program."""
+    from .service import GuessedName
+
     text = application if isinstance(application, str) else os.path.basename(sys.argv[0])
     safe = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in text)
-    return check_name(safe.strip("-.") or server)
+    return GuessedName(check_name(safe.strip("-.") or server))
 
 
 def with_service(application: Any, service: Service) -> Any:

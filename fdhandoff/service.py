@@ -112,6 +112,12 @@ class DrainReport:
         return f"DrainReport(finished={self.finished}, forced={self.forced}, seconds={self.seconds:.3f}, moved={self.moved})"
 
 
+class GuessedName(str):
+    """A service's name that nobody gave it, made of the program's: another program may have the same one."""
+
+    __slots__ = ()
+
+
 class Service:
     """A generation of the service ``name``.
 
@@ -154,6 +160,7 @@ class Service:
         on_event: Callable[[dict[str, Any]], object] | None = None,
     ) -> None:
         self.name = check_name(name)
+        self._is_guessed = isinstance(name, GuessedName) and not path
         self.command = list(command) if command is not None else own_command()
         self.directory = start_directory()
         self.grace = grace
@@ -396,6 +403,7 @@ class Service:
         self.hooks.before("ready")
         if self._stops.pending and self.wait(0):
             raise Aborted("a stop was asked for before this process was ready", serving=OLD)
+        self._is_the_same()
         if self._pidfile is not None and self.takeover is None:
             self._pidfile.claim()
         if self.takeover is not None and self.path is not None:
@@ -428,6 +436,18 @@ class Service:
         self.hooks.after("ready")
         if self.wait(0):  # it came while the commit was under way: too late to refuse the service
             self.worker.post(lambda: self.leave("asked for before ready"))
+
+    def _is_the_same(self) -> None:
+        """``UpgradeError`` where another program has the name that was made up for this one: it would end."""
+        came = self.holdings.came
+        if not self._is_guessed or self._was_started_by_us or self.takeover is None or not len(came) or came.claimed():
+            return
+        theirs = ", ".join(dict.fromkeys(str(describe(sock.fileno())) for _, sock in came.unclaimed()))
+        raise UpgradeError(
+            f"a service that is called {self.name!r}, too, serves {theirs}, and this program does not: it is another one. Give "
+            f"one of them a name (--handoff-name, handoff_name=). If it is the same one at another address, stop that first",
+            serving=OLD,
+        )
 
     def _open_crossing(self) -> None:
         try:

@@ -210,6 +210,31 @@ def test_a_successor_that_does_not_start_costs_nothing_and_the_next_one_takes_ov
         assert clients.reconnects == 0
 
 
+def test_another_program_of_the_same_name_at_another_port_ends_nothing(folder: Path) -> None:
+    """Who gives them no name has both called by the application's, ``app:app``."""
+    ports = free_port(), free_port()
+
+    class Unnamed(Running):
+        def __init__(self, port: int) -> None:
+            words = ["--app-dir", os.path.dirname(__file__), "--port", str(port), "--no-access-log"]
+            env = environment(FDHANDOFF_RUNTIME_DIR=str(folder))
+            self._start([sys.executable, "-m", f"{PACKAGE}.servers.uvicorn", "app:app", *words], env=env)
+
+    first = Unnamed(ports[0])
+    with stopping(first):
+        first.says("generation 1 serves")
+        other = Unnamed(ports[1])
+        assert other.ends() == 1
+        assert f"'app-app', too, serves TCP listener 127.0.0.1:{ports[0]}" in other.text()
+        assert "Traceback" not in other.text()
+        with contextlib.closing(Client(("127.0.0.1", ports[0]))) as client:
+            assert client.ask() == 1
+        again = Unnamed(ports[0])
+        with stopping(again):
+            again.says("generation 2 serves")
+            assert first.ends() == 0
+
+
 def test_hup_is_an_upgrade_of_the_same_command(folder: Path) -> None:
     port = free_port()
     first = Uvicorn(folder, port)
