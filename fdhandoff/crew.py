@@ -112,8 +112,8 @@ def run_crew(service: Service, listeners: list[socket.socket], count: int, work:
         service.crossing.appoint(service.generation.number)
         crew.go()
         crew.watch(count)
-        service.drain()
-        crew.wait(_END_SECONDS)
+        report = service.drain()
+        crew.wait(None if service.grace is None else max(0.0, service.grace - report.seconds))
         if service.owner and service.path is not None and service.crossing.directory:
             remove_directory(service.crossing.directory)
         return 0
@@ -157,12 +157,19 @@ class _Crew:
             while len(self._men) < count and not self._service.wait(0):
                 self._fork()
 
-    def wait(self, seconds: float) -> None:
-        """Until they have ended by themselves."""
-        give_up = time.monotonic() + seconds
-        while self._men and time.monotonic() < give_up:
-            for man in self._ready([], max(0.0, give_up - time.monotonic())):
+    def wait(self, seconds: float | None) -> None:
+        """Until they have ended by themselves: what their applications do behind the last answer has the rest of the grace
+        period, ``seconds``, and their end some more. Not so where somebody hurries."""
+        give_up = None if seconds is None else time.monotonic() + seconds + _END_SECONDS
+        hurried = False
+        while self._men and (give_up is None or time.monotonic() < give_up):
+            if self._service.hurried and not hurried:
+                hurried = True
+                give_up = time.monotonic() + _END_SECONDS
+            for man in self._ready([]):
                 self._listen(man)
+        for man in self._men:
+            self._service.say(f"worker {man.pid} has not ended in its time: it is killed")
 
     def kill(self) -> None:
         for man in list(self._men):

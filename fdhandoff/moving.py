@@ -342,8 +342,8 @@ class Giver:
             conversation.close()
 
     def give(self, connections: Sequence[Connection]) -> int:
-        """How many of ``connections`` (borrowed), in their order, are the receiver's now. It is closed where not all are. Raises
-        what went wrong here only where none is: else it is the ``failure``, as those that were acknowledged must be known."""
+        """How many of ``connections`` (borrowed), in their order, are the receiver's now. It is closed where not all are.
+        Raises what went wrong here only where none is: else it is the ``failure``, as what was acknowledged must be known."""
         conversation = self._conversation
         if conversation is None:
             return 0

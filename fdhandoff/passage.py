@@ -12,6 +12,7 @@ import asyncio
 import gc
 import os
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -53,8 +54,9 @@ class Passage:
     ``movable(protocol)`` is what the next generation must know of the connection, as bytes, or ``None`` when it can't move
     now: something is half read or half written. ``restore(protocol, state)`` is called with that at the other end.
     ``announce()`` is called while this process drains, once it is known that what is open here ends here: from then on answers
-    say so. ``watch(protocol)`` is called with whoever is open when this process begins to leave, and with whoever comes later:
-    it has ``settled`` or ``later`` said of it from then on, which needs nothing before.
+    say so; ``end(protocol)`` for one whose ``movable`` has raised, which ends here alone. ``watch(protocol)`` is called with
+    whoever is open when this process begins to leave, and with whoever comes later: it has ``settled`` or ``later`` said of it
+    from then on, which needs nothing before.
 
     Make it before ``Service.ready()``, in the running loop. ``arrived`` counts.
     """
@@ -69,6 +71,7 @@ class Passage:
         restore: Callable[[Any, bytes], object] | None = None,
         watch: Callable[[Any], object] | None = None,
         announce: Callable[[], object] | None = None,
+        end: Callable[[Any], object] | None = None,
         ssl: ssl.SSLContext | None = None,
     ) -> None:
         self.service = service
@@ -77,6 +80,7 @@ class Passage:
         self.announced = False  # what is open here ends here
         self._watch = watch
         self._announce = announce
+        self._end = end
         self._departure = Departure(service)
         self._pauses = Pauses()
         self._factory = factory
@@ -86,6 +90,7 @@ class Passage:
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
         self._ready_to_move: dict[Any, None] = {}
+        self._broken: dict[int, Any] = {}  # transports whose protocols can't say what they must
         self._tried = asyncio.Event()  # once all were
         self._at_once = BATCH
         self._moving: asyncio.Task[None] | None = None
@@ -358,7 +363,16 @@ class Passage:
         if transport.get_write_buffer_size():
             self._loop.call_later(_READING, self.settled, protocol)
             return None
-        state = self._movable(protocol)
+        if id(transport) in self._broken:
+            return None
+        try:
+            state = self._movable(protocol)
+        except Exception:  # the application's fault: the others move all the same, and this one ends here
+            sys.excepthook(*sys.exc_info())
+            self._broken[id(transport)] = transport
+            if self._end is not None:
+                self._end(protocol)
+            return None
         if state is None:
             return None
         sock = transport.get_extra_info("socket")

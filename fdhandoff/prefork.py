@@ -162,6 +162,10 @@ class PreforkWorker:
         self.stop()
         self._hurried = True
 
+    @property
+    def hurried(self) -> bool:
+        return self._hurried
+
     async def wait_async(self) -> str:
         import asyncio
 

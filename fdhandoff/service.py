@@ -8,6 +8,7 @@ things act across: the upgrader's ``interrupt`` ends a handoff that is under way
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -725,6 +726,11 @@ class Service:
         """Ends a drain now."""
         if not self._closed:
             self._hurry.set()
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the drain was to end at once: what comes behind it has no time either."""
+        return self._closed or bool(select.select([self._hurry.fileno()], [], [], 0)[0])
 
     def close(self) -> None:
         """Ends the service in this process: closes its descriptors; the last owner removes its paths and the pidfile. Call it

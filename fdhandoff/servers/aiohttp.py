@@ -44,6 +44,13 @@ _CR, _LF, _G = b"\r\nG"
 _received = RequestHandler.data_received
 
 
+_REFUSED = {
+    "sock": "listeners come by LISTEN_FDS; what host and port say is bound where none came",
+    "reuse_port": "each generation would have a queue of its own; workers are fdhandoff-cli run --workers",
+}
+_WITHOUT_EFFECT = ("print", "loop", "reuse_address", "handle_signals")
+
+
 def run_app(
     app: web.Application | Awaitable[web.Application],
     *,
@@ -57,7 +64,9 @@ def run_app(
 ) -> None:
     """``aiohttp.web.run_app`` until a newer generation serves, or until it is told to stop. ``host`` (all addresses) and
     ``port`` (8080; 8443 with ``ssl_context``) or a Unix socket's ``path``; ``shutdown_timeout``: how many seconds what is
-    inside may take. The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s, other ``options`` are ``AppRunner``'s.
+    inside may take. The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s, other ``options`` are ``AppRunner``'s;
+    of ``web.run_app``'s own ``print``, ``loop``, ``reuse_address`` and ``handle_signals`` have no effect, and ``sock`` and
+    ``reuse_port`` are refused: ``ValueError``.
     Handlers find the ``Service`` as ``request.app[fdhandoff.servers.aiohttp.SERVICE]``. Raises what ``Service`` raises.
     """
     if path is not None:
@@ -65,10 +74,16 @@ def run_app(
     else:
         number = port if port is not None else 8443 if ssl_context is not None else 8080
         address = f"{address_of('' if host in (None, '::') else str(host), number)}?backlog={backlog}"
+    for name, instead in _REFUSED.items():
+        if options.pop(name, None):
+            raise ValueError(f"{name}: {instead}")
+    for name in _WITHOUT_EFFECT:
+        options.pop(name, None)
+    debug = bool(options.pop("debug", False))
     handoff = settings(taken(options), service_name(None, "aiohttp"))
     with Service(**handoff, grace=shutdown_timeout) as service:
         listeners_of(service, "http", address)
-        asyncio.run(_serve(service, app, ssl_context, options))
+        asyncio.run(_serve(service, app, ssl_context, options), debug=debug or None)
 
 
 async def _serve(
@@ -115,6 +130,7 @@ async def _serve(
             announce=announce,
             ssl=ssl_context,
         )
+        factory()  # an option that is none is known before anything is taken over, and not with the first connection
         with _websockets() as websockets:
             await service.ready_async()
             accepting = asyncio.create_task(passage.serve())

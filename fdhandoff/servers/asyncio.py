@@ -9,6 +9,7 @@ A handler of streams asks ``draining()`` when it answers, and ends its connectio
 from __future__ import annotations
 
 import asyncio
+import sys
 import weakref
 from contextvars import ContextVar
 from functools import partial
@@ -274,12 +275,18 @@ class _Open:
 
     def state(self) -> bytes | None:
         ask = getattr(self.transport.get_protocol(), "handoff_state", None)
-        return ask() if ask is not None else None
+        if ask is None or not self.transport.is_reading():
+            return None  # the second for the protocol's own reasons, which moving would undo
+        state: bytes | None = ask()
+        return state
 
     def end(self) -> None:
         tell = getattr(self.transport.get_protocol(), "handoff_ending", None)
         if tell is not None and not self.transport.is_closing():
-            tell()
+            try:
+                tell()
+            except Exception:  # the application's fault, which is no reason not to tell the others
+                sys.excepthook(*sys.exc_info())
 
 
 class _Passage(Passage):
@@ -292,6 +299,7 @@ class _Passage(Passage):
             everyone=self._everyone_open,
             movable=_Open.state,
             announce=self._end_all,
+            end=_Open.end,
             ssl=context,
         )
         self._options = options

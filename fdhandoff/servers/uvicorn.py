@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import sys
 import weakref
 from functools import partial
@@ -36,10 +37,15 @@ if TYPE_CHECKING:
 
     from ..prefork import PreforkWorker
 
+# Where the protocols are defined of which is known when a connection rests; the second needs a package of its own.
+_KNOWN = ("uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.httptools_impl")
 _STARTUP_FAILURE = 3  # uvicorn's own exit status for it
 _CLOSE = (b"connection", b"close")
 # Where --timeout-graceful-shutdown does not say it: uvicorn would wait for ever.
 _GRACE_SECONDS = 30.0
+# For the end of what is cut; and how often it is looked whether somebody hurries.
+_CUT_SECONDS = 3.0
+_LOOK_SECONDS = 0.1
 
 
 def run(
@@ -63,6 +69,8 @@ def run(
         raise ValueError("reload is for development: use uvicorn itself for that")
     grace = config.timeout_graceful_shutdown
     with Service(**handoff, grace=_GRACE_SECONDS if grace is None else float(grace)) as service:
+        if config.fd is not None and not service.inherited:
+            raise ValueError("--fd: listeners come by LISTEN_FDS; what --host and --port say is bound where none came")
         listeners = listeners_of(service, "http", _address(config))
         if config.workers == 1:
             Server(config, service).run()
@@ -88,6 +96,7 @@ class Server(uvicorn.Server):
         self.passage: Passage | None = None
         self._ended_websockets: weakref.WeakSet[Any] = weakref.WeakSet()
         self.websockets_ended = 0
+        self._is_known = False  # by us, uvicorn's protocol
         self._accepting: asyncio.Task[str] | None = None
 
     @contextlib.contextmanager
@@ -101,7 +110,11 @@ class Server(uvicorn.Server):
         if self.lifespan.should_exit:
             sys.exit(_STARTUP_FAILURE)
         config = self.config
-        protocol_class = _passing(config.http_protocol_class)
+        base: Any = config.http_protocol_class
+        if not hasattr(base, "on_response_complete"):
+            raise ValueError(f"uvicorn's {base.__name__} is not served here: say --http h11 or --http httptools")
+        self._is_known = any(one.__module__ in _KNOWN for one in base.__mro__)
+        protocol_class = _passing(base)
         websocket_class: Any = config.ws_protocol_class
         if websocket_class is not None:
             websocket_class = config.ws_protocol_class = travelling(websocket_class)
@@ -145,6 +158,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         passage = self.passage
         assert passage is not None
+        if not self._is_known:
+            self._announce()  # nobody can say when such a connection rests: it does not move
         await passage.leave()
         for websocket in self._websockets():
             if not websocket.talk.may_move:
@@ -164,10 +179,20 @@ class Server(uvicorn.Server):
             words += f", of which {self.websockets_ended} were websockets that could not move"
         self.service.say(words)
         if self.server_state.connections or self.server_state.tasks:
-            await super().shutdown()
+            await self._finish(report.seconds)
         else:  # nobody is left for whom it would wait, a tenth of a second at least
             logging.getLogger("uvicorn.error").info("Shutting down")
             await self.lifespan.shutdown()
+
+    async def _finish(self, spent: float) -> None:
+        """What the application does behind its last answers has the rest of the grace period, and what was cut a moment."""
+        grace = self.service.grace
+        if grace is not None:
+            self.config.timeout_graceful_shutdown = math.ceil(max(_CUT_SECONDS, grace - spent))
+        ending = asyncio.create_task(super().shutdown())
+        while not (await asyncio.wait({ending}, timeout=_LOOK_SECONDS))[0]:
+            self.force_exit = self.force_exit or self.service.hurried
+        await ending
 
     def _announce(self) -> None:
         """From here on each answer says that its connection ends, and so do the websockets."""
@@ -235,6 +260,10 @@ def _is_http(protocol: Any) -> bool:
 def _restore(websocket_class: Any, protocol: Any, state: bytes) -> None:
     """``state`` is what ``Server._movable`` said. A websocket begins as it did at first, with its request."""
     if not state:
+        # uvicorn does so behind an answer only, and this one has had its last one elsewhere.
+        protocol.timeout_keep_alive_task = protocol.loop.call_later(
+            protocol.timeout_keep_alive, protocol.timeout_keep_alive_handler
+        )
         return
     try:
         if websocket_class is None:

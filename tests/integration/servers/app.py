@@ -1,10 +1,12 @@
-"""An ASGI application whose answers name the generation: ``/slow/…``, ``/big``, ``/echo`` (length of the body), and
-``/die`` ends the process. A websocket moves where its path is ``/keep``, and can't
-say its state where it is ``/late`` once it has been spoken to. Its lifespan takes its time where ``BOOT`` says so,
-or fails."""
+"""An ASGI application whose answers name the generation: ``/slow/…``, ``/big``, ``/echo`` (length of the body); ``/die`` ends
+the process, ``/stubborn`` does not heed that it is cancelled, ``/behind/…`` goes on for so many seconds after its answer. A
+websocket moves where its path is ``/keep``, and can't say its state where it is ``/late`` once it has been spoken to. Its
+lifespan takes its time where ``BOOT`` says so, or fails."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -50,6 +52,10 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     path, size = scope["path"], 0
     if path.startswith("/slow/"):
         await wait_async(path[6:])
+    if path == "/stubborn":
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
     if path == "/die":
         os._exit(9)
     while True:
@@ -61,6 +67,9 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+    if path.startswith("/behind/"):
+        await asyncio.sleep(float(path[8:]))
+        print(f"{path[8:]} seconds behind it", flush=True)
 
 
 async def lifespan(receive: Any, send: Any) -> None:

@@ -30,12 +30,15 @@ class Http(asyncio.Protocol):
         self.transport: Any = None
         self.buffer = b""
         self.count = 0
+        self.path = ""
         self.busy: asyncio.Task[None] | None = None
         self.ending = False
 
     # --- what moves it
 
     def handoff_state(self) -> bytes | None:
+        if self.path == "/bug":
+            raise KeyError("the state's own fault")
         return str(self.count).encode() if not self.buffer and self.busy is None else None
 
     def handoff_restore(self, state: bytes) -> None:
@@ -58,7 +61,7 @@ class Http(asyncio.Protocol):
         if self.busy is not None or not mark or len(rest) < (size := length(head)):
             return
         self.buffer = rest[size:]
-        path = head.split()[1].decode()
+        path = self.path = head.split()[1].decode()
         self.busy = asyncio.get_running_loop().create_task(self.work(path, b"connection: close" in head.lower()))
 
     async def work(self, path: str, close: bool) -> None:

@@ -164,3 +164,23 @@ def test_the_page_has_a_program_that_runs(tmp_path: Path) -> None:
             assert sock.recv(100) == b"1\n"
             sock.sendall(b"41\n")
             assert wait_for(lambda: sock.recv(100)) == b"42\n"
+
+
+def test_one_that_can_not_say_its_state_keeps_no_other_from_moving(tmp_path: Path) -> None:
+    address = ("127.0.0.1", port := free_port())
+    old = Asyncio(tmp_path, "protocol", port)
+    with stopping(old), contextlib.ExitStack() as stack:
+        old.says("generation 1 serves")
+        clients = [stack.enter_context(contextlib.closing(Client(address))) for _ in range(10)]
+        for place, client in enumerate(clients):
+            assert client.ask("/bug" if place == 4 else "/") == 1
+        new = Asyncio(tmp_path, "protocol", port)
+        with stopping(new):
+            new.serves(2)
+            for place, client in enumerate(clients):
+                if place != 4:
+                    wait_for(lambda client=client: client.ask() == 2, "it to move")
+            assert clients[4].ask() == 1
+            assert clients[4].ended, "it was told"
+            assert old.ends() == 0, old.text()
+        assert old.text().count('KeyError: "the state\'s own fault"') == 1

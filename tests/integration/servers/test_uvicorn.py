@@ -8,9 +8,12 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from fdhandoff.signals import SAME_SECONDS
 
 from ..cli import DEADLINE, PACKAGE, Running, environment, free_port, status, stopping, verb, wait_for
 from ..master import Load, Service, quick
@@ -116,7 +119,8 @@ def test_under_the_master_connections_move_with_each_upgrade(tmp_path: Path, htt
 def test_what_can_not_move_is_finished_where_it_is(folder: Path, http: str, loop: str) -> None:
     """A slow request, a large answer half read, half a body, half a request line, a silent client, two requests at once."""
     port = free_port()
-    old = Uvicorn(folder, port, *kind(http, loop))
+    options = [*kind(http, loop), "--timeout-keep-alive", "60"]
+    old = Uvicorn(folder, port, *options)
     with stopping(old):
         old.serves(1)
         address = ("127.0.0.1", port)
@@ -130,7 +134,7 @@ def test_what_can_not_move_is_finished_where_it_is(folder: Path, http: str, loop
             halved.send("/", part=slice(0, 7))
             twice.send(until(over))
             twice.send("/")
-            new = Uvicorn(folder, port, *kind(http, loop))
+            new = Uvicorn(folder, port, *options)
             with stopping(new):
                 new.serves(2)
                 old.says("handed over")
@@ -208,6 +212,44 @@ def test_a_successor_that_does_not_start_costs_nothing_and_the_next_one_takes_ov
                 clients.end()
         assert not clients.failures
         assert clients.reconnects == 0
+
+
+@pytest.mark.parametrize(("http", "loop"), KINDS)
+def test_an_idle_connection_that_has_moved_ends_in_its_time(folder: Path, http: str, loop: str) -> None:
+    port = free_port()
+    options = [*kind(http, loop), "--timeout-keep-alive", "2"]
+    old = Uvicorn(folder, port, *options)
+    with stopping(old):
+        old.serves(1)
+        with contextlib.closing(Client(("127.0.0.1", port))) as client:
+            assert client.ask() == 1
+            new = Uvicorn(folder, port, *options)
+            with stopping(new):
+                assert old.ends() == 0, old.text()
+                assert "1 connections moved on" in old.text()
+                assert client.sock.recv(1) == b""
+
+
+def test_what_ignores_its_end_keeps_no_process_when_somebody_hurries(folder: Path) -> None:
+    only = Uvicorn(folder, port := free_port())
+    with stopping(only):
+        only.serves(1)
+        with contextlib.closing(Client(("127.0.0.1", port))) as client:
+            client.send("/stubborn")
+            wait_for(lambda: status(folder / "h.sock")["generations"][0]["active"] == 1, "the request to be inside")
+            only.signal(signal.SIGTERM)
+            only.says("stopping")
+            time.sleep(SAME_SECONDS + 0.1)  # sooner it would be the same request again
+            only.signal(signal.SIGTERM)
+            assert only.ends() == 0, only.text()
+        assert "1 cut at the deadline" in only.text()
+
+
+def test_what_is_not_served_here_is_refused_with_a_sentence(folder: Path) -> None:
+    only = Uvicorn(folder, free_port(), "--fd", "3")
+    assert only.ends() == 2
+    assert "fdhandoff: --fd: listeners come by LISTEN_FDS" in only.text()
+    assert "Traceback" not in only.text()
 
 
 def test_another_program_of_the_same_name_at_another_port_ends_nothing(folder: Path) -> None:

@@ -78,6 +78,19 @@ def test_strangers_with_workers_take_over_and_every_connection_stays(tmp_path: P
     assert os.listdir(tmp_path) == [], "nothing is left of it"
 
 
+def test_what_is_done_behind_the_last_answer_has_the_rest_of_the_grace_period(tmp_path: Path) -> None:
+    port = free_port()
+    crew = Crew([*uvicorn(port, tmp_path), "--timeout-graceful-shutdown", "60"])
+    with stopping(crew):
+        crew.serves(1)
+        with contextlib.closing(Client(("127.0.0.1", port))) as client:
+            assert client.ask("/behind/12") == 1
+        crew.signal(signal.SIGTERM)
+        assert crew.ends() == 0, crew.text()
+    assert "12 seconds behind it" in crew.text()
+    assert "it is killed" not in crew.text()
+
+
 @pytest.mark.parametrize("name", ["uvicorn", "hypercorn"])
 def test_hup_is_an_upgrade_of_the_same_command(tmp_path: Path, name: str) -> None:
     pytest.importorskip(name, reason=f"needs {name}: pip install 'fdhandoff[test]'")
