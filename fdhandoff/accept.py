@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AcceptLoop", "Acceptor", "CountedSocket", "accept_many", "protocol_handler"]
 
-_BATCH = 64
+BATCH = 64
 # What calls on a connection fail with when its client is no longer there.
 _HUNG_UP = frozenset(
     (errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ESHUTDOWN, errno.ETIMEDOUT)
@@ -41,7 +41,7 @@ LOOK = 1.0
 
 
 def accept_many(
-    listener: socket.socket | int, gate: Gate, limit: int = _BATCH, *, timeout: float | None = 0.0
+    listener: socket.socket | int, gate: Gate, limit: int = BATCH, *, timeout: float | None = 0.0
 ) -> list[CountedSocket]:
     """Up to ``limit`` connections from the listener's queue, without waiting; none when it is empty or the gate is full
     (``gate.want_room()`` tells). Raises when none came and none will: ``GateClosed``, and ``SystemCallError`` (EMFILE) when
@@ -64,7 +64,7 @@ class Acceptor:
     __slots__ = ("_fds", "_kind", "_n", "batch", "condition", "fd", "gate", "listener", "timeout")
 
     def __init__(
-        self, listener: socket.socket | int, gate: Gate, *, batch: int = _BATCH, timeout: float | None = 0.0
+        self, listener: socket.socket | int, gate: Gate, *, batch: int = BATCH, timeout: float | None = 0.0
     ) -> None:
         self.listener = listener
         self.gate = gate
@@ -141,7 +141,7 @@ class AcceptLoop:
         gate: Gate,
         handler: Callable[[CountedSocket, socket.socket | int], object],
         *,
-        batch: int = _BATCH,
+        batch: int = BATCH,
         timeout: float | None = None,
         on_pause: Callable[[str], object] | None = None,
     ) -> None:

@@ -103,6 +103,13 @@ def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def dual(address: str) -> str:
+    """``address``, which has IPv4's clients, too, where it is ``[::]``: as with servers that leave that to the system."""
+    if not address.startswith("[::]:") or "v6only" in address:
+        return address
+    return f"{address}{'&' if '?' in address else '?'}v6only=0"
+
+
 def listeners_of(service: Service, name: str, address: str) -> list[socket.socket]:
     """What whoever started us passed, whatever our own options say; else the listener ``name`` at ``address``."""
     return list(service.listeners) if service.inherited else service.listen_all(name, address)

@@ -21,7 +21,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs daphne: pip install 'daphne>=4.1' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name, settings, split, taken
+from ..adapting import address_of, dual, listeners_of, service_name, settings, split, taken
 from ..errors import HandoffError
 from ..service import Service
 
@@ -126,7 +126,7 @@ def _address(endpoint: str) -> str:
         return f"unix:{options.get('address') or words[0]}?mode=0666"  # the mode that Twisted gives it
     if kind == "tcp":
         host = options.get("interface") or (words[1] if len(words) > 1 else "")
-        return address_of(host, int(options.get("port") or words[0]))
+        return dual(address_of(host, int(options.get("port") or words[0])))
     raise ValueError(
         f"the endpoint {endpoint!r} is not taken over by anybody: tcp: and unix: are, TLS is for a proxy in front, and an "
         "inherited listener comes by LISTEN_FDS"

@@ -13,7 +13,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, cast
 
-from ..adapting import listeners_of, service_name, settings
+from ..adapting import dual, listeners_of, service_name, settings
 from ..service import Service
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ async def serve(
         Service(**settings(handoff, service_name(None, "grpc")), grace=grace) as service,
         tempfile.TemporaryDirectory(prefix="fdhandoff-", ignore_cleanup_errors=True) as folder,
     ):
-        listeners_of(service, "grpc", address)
+        listeners_of(service, "grpc", dual(address))
         relay = _Relay(os.path.join(folder, "grpc.sock"), ssl_context)
         if not hasattr(server, "add_insecure_port"):
             server = server(service)

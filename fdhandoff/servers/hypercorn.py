@@ -32,7 +32,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs hypercorn: pip install 'hypercorn>=0.18' ({error})") from None
 
-from ..adapting import address_of, service_name, settings, split
+from ..adapting import address_of, dual, service_name, settings, split
 from ..crew import run_crew
 from ..errors import HandoffError
 from ..http2 import GoingAway
@@ -152,7 +152,7 @@ def _address(bind: str, config: Config) -> str:
     host, separator, port = bind.replace("[", "").replace("]", "").rpartition(":")
     if not separator or not port.isdigit():
         host, port = bind, "8000"  # as hypercorn reads it
-    return f"{address_of(host, int(port))}?backlog={config.backlog}"
+    return dual(f"{address_of(host, int(port))}?backlog={config.backlog}")
 
 
 class _Host:

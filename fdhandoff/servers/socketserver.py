@@ -18,16 +18,18 @@ import math
 import select
 import socket
 import socketserver
+import threading
 import time
 from typing import TYPE_CHECKING
 
-from ..adapting import address_of, listeners_of, service_name, settings
+from ..accept import BATCH
+from ..adapting import address_of, dual, listeners_of, service_name, settings
 from ..connection import CountedSocket
 from ..departure import Departure, Pauses
 from ..interruptible import Interruptible, Reading, number_of
 from ..listener import Connection
 from ..reading import Moved, WaitingSocket, pack, unpack
-from ..service import Service
+from ..service import DrainReport, Service
 
 if TYPE_CHECKING:
     import ssl
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from ..adapting import Handoff
 
     Address = tuple[str, int] | str
+
+
+# Where the loops over a connection's requests are defined in whose place ours does.
+_LOOPS = ("http.server", "wsgiref.simple_server", "werkzeug.serving", "django.core.servers.basehttp")
 
 
 def serve(
@@ -76,25 +82,59 @@ def serve(
             server.server_name, server.server_port = server.server_address[:2]
         if isinstance(server, socketserver.ThreadingMixIn):
             server.daemon_threads = True  # the gate waits for their connections, and the grace period ends that
+        threaded = isinstance(server, socketserver.ThreadingMixIn)
         keeps = ssl_context is None and _keeps(handler_class)
-        rests = ssl_context is None and _is_http(handler_class) and not keeps
+        rests = ssl_context is None and _is_http(handler_class) and not keeps and not _has_own_loop(handler_class)
         requests = _Requests(server, service, keeps=keeps, rests=rests)
-        if isinstance(server, socketserver.ThreadingMixIn) and (keeps or rests):
+        if threaded and (keeps or rests):
             service.receive_connections(requests.take)
+        ending = None if threaded else _Ending(service, requests)
         service.ready()
         if _is_http(handler_class):
             service.when_draining(lambda: _let_leave(handed))
         if announce is not None:
             service.when_draining(announce)
-        service.serve(requests.begin, listeners)
-        report = service.drain()
+        # One that has no threads takes nothing out of the queue which it can't serve at once.
+        service.serve(requests.begin, listeners, batch=BATCH if threaded else 1)
+        report = ending.report() if ending is not None else service.drain()
         service.say(str(report))
+
+
+class _Ending:
+    """The drain of a server whose only thread is inside a handler: it goes on beside that, and ends it at the deadline."""
+
+    def __init__(self, service: Service, requests: _Requests) -> None:
+        self._service = service
+        self._requests = requests
+        self._report: DrainReport | None = None
+        self._failure: BaseException | None = None
+        self._over = threading.Event()
+        service.when_draining(threading.Thread(target=self._run, name="fdhandoff-drain", daemon=True).start)
+
+    def _run(self) -> None:
+        try:
+            self._report = self._service.drain()
+        except BaseException as error:
+            self._failure = error
+        current = self._requests.current
+        if current is not None and (self._report is None or self._report.forced):
+            with contextlib.suppress(OSError):  # the handler is through with it
+                current.shutdown(socket.SHUT_RDWR)  # which wakes the handler, and closes it
+        self._over.set()
+
+    def report(self) -> DrainReport:
+        """When it is over. Raises what the drain has raised."""
+        self._over.wait()
+        if self._report is None:
+            assert self._failure is not None
+            raise self._failure
+        return self._report
 
 
 def _text(address: Address) -> str:
     if isinstance(address, str):
         return f"unix:{address}"
-    return address_of(*address[:2])
+    return dual(address_of(*address[:2]))
 
 
 def _is_http(handler_class: type) -> bool:
@@ -113,6 +153,7 @@ class _Requests:
         self.keeps = keeps
         self._rests = rests
         self.departure = Departure(service)
+        self.current: socket.socket | None = None  # the last one that was accepted
         self._server = server
         self._service = service
         # Of each socket only the thread that has it says something here, so no lock is needed.
@@ -125,6 +166,7 @@ class _Requests:
     def begin(self, connection: socket.socket, _: object = None) -> None:
         """As ``BaseServer.handle_request`` does with what it has accepted."""
         server = self._server
+        self.current = connection
         if self._rests and isinstance(connection, CountedSocket):
             Interruptible.of(connection)
         address = connection.getpeername()
@@ -194,7 +236,15 @@ class _Sending(socketserver._SocketWriter):  # type: ignore[misc, name-defined]
         return len(data) if type(data) is bytes else memoryview(data).nbytes
 
 
+def _has_own_loop(base: Any) -> bool:
+    """Whether the application's handler decides itself how requests follow each other. It does not move then."""
+    where = next(one.__module__ for one in base.__mro__ if "handle" in vars(one))
+    return where not in _LOOPS
+
+
 def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) -> Any:
+    own_loop = _has_own_loop(base)
+
     class Handed(base):  # type: ignore[misc]
         def setup(self) -> None:
             super().setup()
@@ -202,7 +252,8 @@ def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) ->
                 self.wfile.__class__ = _Sending
 
         def handle(self) -> None:
-            if ssl_context is not None:  # what TLS has read and not given out can't be waited for by a descriptor
+            # What TLS has read and not given out can't be waited for by a descriptor.
+            if own_loop or ssl_context is not None:
                 super().handle()
                 return
             self.close_connection = True
@@ -246,7 +297,7 @@ def _resting(base: Any, service: Service, ssl_context: ssl.SSLContext | None) ->
 
         def ends(self) -> bool:
             """Whether the connection ends with the answer that is given now, while this process drains."""
-            return ssl_context is not None or not self.server.handoff.departure.hopeful
+            return own_loop or ssl_context is not None or not self.server.handoff.departure.hopeful
 
     Handed.__name__ = Handed.__qualname__ = base.__name__
     return Handed

