@@ -111,8 +111,16 @@ def dual(address: str) -> str:
 
 
 def listeners_of(service: Service, name: str, address: str) -> list[socket.socket]:
-    """What whoever started us passed, whatever our own options say; else the listener ``name`` at ``address``."""
-    return list(service.listeners) if service.inherited else service.listen_all(name, address)
+    """What whoever started us passed, whatever our own options say; else the listener ``name`` at ``address``. All addresses
+    are two sockets, as asyncio has it: with one for both families IPv4's clients would come from ``::ffff:…``."""
+    if service.inherited:
+        return list(service.listeners)
+    if not address.startswith(":"):
+        return service.listen_all(name, address)
+    from socket import has_dualstack_ipv6  # there is IPv6, that is
+
+    hosts = ("0.0.0.0", "[::]") if has_dualstack_ipv6() else ("0.0.0.0",)  # noqa: S104 - as was asked for
+    return [sock for host in hosts for sock in service.listen_all(name, f"{host}{address}")]
 
 
 def connections_at(listeners: Sequence[socket.socket], pids: Callable[[], Collection[int]]) -> Callable[[], int]:

@@ -112,8 +112,14 @@ class Passage:
 
     async def serve(self, listeners: Iterable[socket.socket] | None = None) -> str:
         """Accepts from ``listeners`` (default: all of the service's) until this process shall drain; returns why. After a
-        rollback it goes on."""
-        return await self.service.serve_async(self._enter, listeners)
+        rollback it goes on. What keeps it from accepting is said at once, and stops the service: whoever sees to it then
+        starts another."""
+        try:
+            return await self.service.serve_async(self._enter, listeners)
+        except Exception as error:
+            self.service.say(f"nothing can be accepted any more: {error}")
+            self.service.stop()
+            raise
 
     async def _enter(self, connection: CountedSocket, _: object) -> None:
         self._follow(connection)

@@ -72,7 +72,7 @@ def serve(
     if hasattr(socketserver, "ForkingMixIn") and issubclass(server_class, socketserver.ForkingMixIn):
         raise ValueError(f"{server_class.__name__} forks: use a threading server, or fdhandoff-cli run --workers")
     with Service(**settings(handoff, service_name(None, "socketserver")), grace=grace) as service:
-        listeners = listeners_of(service, "main", _text(address))
+        listeners = listeners_of(service, "main", _text(address, server_class))
         handed = _handed(handler_class, service, ssl_context)
         server: Any = server_class(address, handed, bind_and_activate=False)  # type: ignore[call-arg]
         server.socket.close()  # it never listens: the service has the listener
@@ -131,9 +131,11 @@ class _Ending:
         return self._report
 
 
-def _text(address: Address) -> str:
+def _text(address: Address, server_class: Any) -> str:
     if isinstance(address, str):
         return f"unix:{address}"
+    if not address[0] and server_class.address_family == socket.AF_INET:
+        return f"0.0.0.0:{address[1]}"  # its handlers expect an address of IPv4
     return dual(address_of(*address[:2]))
 
 

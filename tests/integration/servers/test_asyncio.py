@@ -184,3 +184,23 @@ def test_one_that_can_not_say_its_state_keeps_no_other_from_moving(tmp_path: Pat
             assert clients[4].ended, "it was told"
             assert old.ends() == 0, old.text()
         assert old.text().count('KeyError: "the state\'s own fault"') == 1
+
+
+def test_a_listener_that_somebody_has_shut_down_is_noticed(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fd = listener.fileno()
+        inheriting = ["sh", "-c", 'LISTEN_FDS=1 LISTEN_FDNAMES=asyncio LISTEN_PID=$$ exec "$@"', "sh"]
+
+        class Inheriting(Running):
+            def __init__(self) -> None:
+                words = [*inheriting, sys.executable, PROGRAM, "protocol", "0", str(tmp_path / "h.sock")]
+                self._start(words, env=environment(), preexec_fn=lambda: os.dup2(fd, 3), close_fds=False)
+
+        only = Inheriting()
+        with stopping(only):
+            only.says("generation 1 serves")
+            with contextlib.closing(Client(listener.getsockname())) as client:
+                assert client.ask() == 1
+            listener.shutdown(socket.SHUT_RDWR)
+            only.says("nothing can be accepted any more")
+            assert only.ends() == 1
