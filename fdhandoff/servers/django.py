@@ -115,6 +115,7 @@ def _serve_application(words: list[str], ours: dict[str, Any]) -> None:
 def _serve_project(words: list[str], ours: dict[str, Any]) -> None:
     """By the project's own ``manage.py``, where there is one, since that knows the settings."""
     runserver.run = partial(run, **ours)
+    management.load_command_class = partial(_loaded, management.load_command_class)
     if words[:1] == ["runserver"] and "--noreload" not in words:
         words = [*words, "--noreload"]  # the reloader is for development, and would be one process more
     sys.argv = ["manage.py", *words]
@@ -122,6 +123,26 @@ def _serve_project(words: list[str], ours: dict[str, Any]) -> None:
         runpy.run_path("manage.py", run_name="__main__")
     else:
         management.execute_from_command_line(sys.argv)
+
+
+def _loaded(load: Callable[[str, str], Any], app_name: str, name: str) -> Any:
+    """Django's command; ``ValueError`` for a ``runserver`` whose server is another than ``run``."""
+    command = load(app_name, name)
+    if name == "runserver" and "--noasgi" not in sys.argv and not _is_cores(type(command)):
+        raise ValueError(
+            f"runserver is {app_name}'s here, which serves by itself: use python -m fdhandoff.servers.daphne "
+            "PROJECT.asgi:application, or PROJECT.wsgi in the place of runserver"
+        )
+    return command
+
+
+def _is_cores(command: Any) -> bool:
+    """Whether the server of this ``runserver`` is core's, as with that of staticfiles."""
+    if not issubclass(command, runserver.Command) or not issubclass(command.server_cls, basehttp.WSGIServer):
+        return False
+    # What was put in the place of core's serves, unless it does something around that.
+    code = getattr(command.inner_run, "__code__", None)
+    return command.inner_run is runserver.Command.inner_run or code is None or "inner_run" in code.co_names
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ clients to go; an idle connection of HTTP/1 is closed without a word then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import multiprocessing
 import os
@@ -31,7 +32,7 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs granian: pip install 'granian>=2.8' ({error})") from None
 
-from ..adapting import address_of, connections_at, listeners_of, service_name, settings, split, taken
+from ..adapting import address_of, connections_at, dual, listeners_of, service_name, settings, split, taken
 from ..errors import HandoffError
 from ..service import Service
 from ..successor import BLOCKED
@@ -90,15 +91,26 @@ class Granian(_base):  # type: ignore[misc]
                 parting.attend(self._listener)
                 return barrier.load(lambda: wrap(target_loader(), service))
 
-            self.startup(spawn_target, load)
-            if barrier.wait(service, self.workers, self.main_loop_interrupt):
-                service.ready()
-                barrier.open(self.workers)
-                ending = threading.Thread(
-                    target=self._end, args=(service, parting), name="fdhandoff-granian", daemon=True
-                )
-                ending.start()
-                self._serve_loop(spawn_target, load)
+            started = False
+            try:
+                self.startup(spawn_target, load)
+                started = True
+                if barrier.wait(service, self.workers, self.main_loop_interrupt):
+                    service.ready()
+                    barrier.open(self.workers)
+                    ending = threading.Thread(
+                        target=self._end, args=(service, parting), name="fdhandoff-granian", daemon=True
+                    )
+                    ending.start()
+                    self._serve_loop(spawn_target, load)
+            except BaseException:
+                barrier.close()  # who waits there has the listener
+                with contextlib.suppress(SystemExit):  # for workers that ended so: what has failed says more
+                    if started:
+                        self.shutdown()
+                    else:
+                        self._stop_workers()
+                raise
             barrier.close()
             self.shutdown()
 
@@ -106,7 +118,7 @@ class Granian(_base):  # type: ignore[misc]
         if self.bind_uds:
             mode = "" if self.uds_permissions is None else f"&mode={self.uds_permissions:04o}"
             return f"unix:{self.bind_uds}?backlog={self.backlog}{mode}"
-        return f"{address_of(self.bind_addr, self.bind_port)}?backlog={self.backlog}"
+        return dual(f"{address_of(self.bind_addr, self.bind_port)}?backlog={self.backlog}")
 
     def startup(self, spawn_target: Any, target_loader: Any) -> None:
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

@@ -8,6 +8,8 @@ the new generation; any other is told ``Connection: close`` with its next answer
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,18 +29,30 @@ try:
 except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs sanic: pip install 'sanic>=25.3' ({error})") from None
 
-from ..adapting import address_of, listeners_of, service_name, settings, split, taken
+from ..adapting import address_of, dual, listeners_of, service_name, settings, split, taken
 from ..errors import HandoffError
 from ..passage import Passage
 from ..service import Service
 
 if TYPE_CHECKING:
-    import socket
+    from argparse import Namespace
     from typing import Any
 
 _RESTART = 1012  # RFC 6455's registry: service restart
 # They start processes, or threads that do; what they do can't be had with one process whose successor is another's to start.
 _MANAGED = ("workers", "fast", "auto_reload", "reload_dir", "dev")
+# Options of the command line alone that would be ignored here, as they are called there, and what to do instead.
+_DAEMON = "the adapter stays in the foreground: use fdhandoff-cli run --daemon --pidfile FILE --log FILE -- …"
+_USER = "the adapter stays the user who has started it: use fdhandoff-cli run --user USER --group GROUP -- …"
+_REFUSED = {
+    "auto_tls": ("--auto-tls", "it is for development: make a certificate, as with mkcert, and give --cert and --key"),
+    "daemon": ("--daemon", _DAEMON),
+    "pidfile": ("--pidfile", _DAEMON),
+    "logfile": ("--logfile", _DAEMON),
+    "daemon_user": ("--user", _USER),
+    "daemon_group": ("--group", _USER),
+    "repl": ("--repl", "it is for development: use Sanic itself for that"),
+}
 
 
 def run(
@@ -66,10 +80,13 @@ def run(
             f"{asked[0].replace('_', '-')} is for Sanic's manager, which shuts the listener down for all who have it: "
             "use fdhandoff-cli run --workers N -- … for several processes, and Sanic itself for development"
         )
-    where = f"unix:{unix}?mode=0666&" if unix else f"{address_of(host or '127.0.0.1', 8000 if port is None else port)}?"
+    if unix:
+        where = f"unix:{unix}?mode=0666&backlog={backlog}"
+    else:
+        where = dual(f"{_where(host or '127.0.0.1', 8000 if port is None else port)}?backlog={backlog}")
     handoff = settings(taken(options), service_name(app.name, "sanic"))
     with Service(**handoff, grace=float(app.config.GRACEFUL_SHUTDOWN_TIMEOUT)) as service:
-        listeners = listeners_of(service, "http", f"{where}backlog={backlog}")
+        listeners = listeners_of(service, "http", where)
         app.ctx.fdhandoff = service
         app.setup_loop()  # uvloop where it is there, as under Sanic itself
         context = process_to_context(ssl)
@@ -78,6 +95,13 @@ def run(
         noted = ApplicationServerInfo({"version": HTTP.VERSION_1, **there}, ServerStage.SERVING)
         app.state.server_info.append(noted)
         asyncio.run(_serve(service, app, listeners[0], context, options))
+
+
+def _where(host: str, port: int) -> str:
+    """The one address that Sanic itself would bind."""
+    with contextlib.suppress(OSError):  # whoever binds it says so
+        host = host if ":" in host else socket.gethostbyname(host)
+    return address_of(host, port)
 
 
 async def _serve(service: Service, app: Any, listener: socket.socket, ssl: Any, options: dict[str, Any]) -> None:
@@ -181,6 +205,19 @@ def _movable(protocol: Any) -> bytes | None:
     return b"" if rests else None
 
 
+def _refuse(arguments: Namespace) -> None:
+    """``ValueError`` for what would be another server than the one that was asked for."""
+    given = vars(arguments)
+    for name, (option, instead) in _REFUSED.items():
+        if given.get(name):
+            raise ValueError(f"{option} is not for here, {instead}")
+    if 3 in (given.get("http") or ()):
+        raise ValueError("--http 3 is not for here, HTTP/1.1 is what the adapter serves: use Sanic itself for HTTP/3")
+    action = given.get("action", "serve")
+    if action != "serve":
+        raise ValueError(f"{action} is not for here, only serving is: use Sanic itself for that")
+
+
 def main() -> None:
     """Sanic's own command line, and our options."""
     try:
@@ -188,10 +225,12 @@ def main() -> None:
         line: Any = SanicCLI()
         line.attach()
         line.args = line.parser.parse_args(words)
+        _refuse(line.args)
         line._precheck()
         app = line._get_app(AppLoader(line.args.target, line.args.factory, line.args.simple, line.args))
         options = line._build_run_kwargs()
-        for name in ("coffee", "motd", "verbosity", "single_process", "auto_tls"):
+        app.state.verbosity = options.pop("verbosity")
+        for name in ("coffee", "motd", "single_process", "auto_tls"):
             options.pop(name, None)
         run(app, **options, **ours)
     except (ValueError, HandoffError) as error:

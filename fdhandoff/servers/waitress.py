@@ -98,12 +98,15 @@ class _Serving:
     def run(self) -> None:
         service = self._service
         service.ready()
-        reports: list[DrainReport] = []
+        outcome: list[DrainReport | BaseException] = []
 
         def end() -> None:
             self._leaving = True
             self._turn_soon()
-            reports.append(service.drain())
+            try:
+                outcome.append(service.drain())
+            except BaseException as error:
+                outcome.append(error)
             self._turn_soon()
 
         ending = threading.Thread(target=end, name="fdhandoff-waitress", daemon=True)
@@ -112,7 +115,7 @@ class _Serving:
         while not self._leaving:
             self._turn(self._timeout)
         self._announce()
-        while not reports:
+        while not outcome:
             now = time.monotonic()
             self._turn(max(0.0, min(self._timeout, retry - now)) if retry > now else self._timeout)
             if time.monotonic() < retry:
@@ -124,10 +127,13 @@ class _Serving:
             else:
                 retry = time.monotonic() + pauses.next()
         ending.join()
-        service.say(str(reports[0]))
+        if not isinstance(outcome[0], BaseException):
+            service.say(str(outcome[0]))
         self._whole.task_dispatcher.shutdown(timeout=0)
         for one in list(self._map.values()):
             one.close()
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
 
     def _turn(self, timeout: float) -> None:
         try:

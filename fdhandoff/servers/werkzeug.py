@@ -19,6 +19,9 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
 from ..adapting import named, service_name, taken, with_service
 from .socketserver import serve
 
+# What only the reloader and the debugger use, which are refused.
+_DEVELOPMENT = frozenset({"use_evalex", "extra_files", "exclude_patterns", "reloader_interval", "reloader_type"})
+
 if TYPE_CHECKING:
     import ssl
     from typing import Any
@@ -45,11 +48,15 @@ def run_simple(
     """``werkzeug.serving.run_simple`` until a newer generation serves, or until it is told to stop; what is inside then may
     take ``grace`` seconds (``None``: for ever). The ``handoff_…`` keywords are ``fdhandoff.adapting.Handoff``'s. The
     application finds the ``Service`` as ``environ["fdhandoff"]``. Raises what ``Service`` raises; ``ValueError`` for the
-    reloader and the debugger, which are for development, and for ``processes``."""
+    reloader and the debugger, which are for development, and for ``processes``; ``TypeError`` for a keyword that there is not.
+    """
     if use_reloader or use_debugger:
         raise ValueError("the reloader and the debugger are for development: use werkzeug itself for that")
     if processes > 1:
         raise ValueError("processes are the master's: fdhandoff-cli run --workers N -- …")
+    ours = named(taken(options), service_name(None, "werkzeug"))
+    for name in options.keys() - _DEVELOPMENT:
+        raise TypeError(f"run_simple() got an unexpected keyword argument {name!r}")
     if static_files:
         application = SharedDataMiddleware(application, static_files)
     context = _context(ssl_context)
@@ -90,7 +97,7 @@ def run_simple(
         Handler,
         grace=grace,
         ssl_context=context,
-        **named(taken(options), service_name(None, "werkzeug")),
+        **ours,
     )
 
 

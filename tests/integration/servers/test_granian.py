@@ -144,3 +144,42 @@ def test_the_reloader_is_refused_in_a_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in refused.text()
     with socket.socket() as sock:
         assert sock.connect_ex(("127.0.0.1", 8000)), "nothing was bound"
+
+
+FAILING = """
+import sys
+from fdhandoff.errors import UpgradeError
+from fdhandoff.servers import granian
+
+class Service(granian.Service):
+    def ready(self, timeout=60.0):
+        raise UpgradeError("not today", serving="old")
+
+class Granian(granian.Granian):
+    def _spawn_workers(self, *arguments):
+        super()._spawn_workers(*arguments)
+        raise UpgradeError("not today", serving="old")
+
+port, path, what = sys.argv[1:]
+if what == "ready":
+    granian.Service = Service
+server = Granian if what == "startup" else granian.Granian
+server("wsgi:app", interface="wsgi", port=int(port), workers=2, handoff_path=path).serve()
+"""
+
+
+class Failing(Running):
+    def __init__(self, *words: str) -> None:
+        env = environment(PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parents[2])]))
+        self._start([sys.executable, "-c", FAILING, *words], env=env)
+
+
+@pytest.mark.parametrize("what", ["ready", "startup"])
+def test_one_that_fails_before_it_serves_ends_with_its_workers(what: str, tmp_path: Path) -> None:
+    port = free_port()
+    server = Failing(str(port), str(tmp_path / "h.sock"), what)
+    with stopping(server):
+        assert server.ends() == 1, server.text()  # its streams have ended, which its workers have, too
+    assert "UpgradeError: not today" in server.text()
+    with socket.socket() as sock:
+        assert sock.connect_ex(("127.0.0.1", port)), "nobody has the listener any more"

@@ -96,6 +96,27 @@ def test_what_needs_the_manager_is_refused_in_a_sentence(option: tuple[str, ...]
     assert "Traceback" not in refused.text()
 
 
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        ("--auto-tls", "give --cert and --key"),
+        ("--http 3", "use Sanic itself for HTTP/3"),
+        ("-1 -3", "use Sanic itself for HTTP/3"),
+        ("--daemon", "use fdhandoff-cli run --daemon"),
+        ("--daemon --pidfile x", "use fdhandoff-cli run --daemon"),
+        ("--user nobody", "use fdhandoff-cli run --user USER"),
+        ("--group nogroup", "use fdhandoff-cli run --user USER"),
+        ("--repl", "use Sanic itself"),
+    ],
+)
+def test_what_would_be_another_server_is_refused_in_a_sentence(words: str, instead: str, tmp_path: Path) -> None:
+    refused = Sanic("--host", "127.0.0.1", "--port", str(free_port()), *words.split(), path=tmp_path / "h.sock")
+    with stopping(refused):
+        assert refused.ends() == 2, refused.text()
+    assert instead in refused.text()
+    assert "Traceback" not in refused.text()
+
+
 def test_others_who_have_the_listener_can_accept_when_it_has_ended(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Sanic(inherit=listener, path=tmp_path / "h.sock")
