@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import select
 import signal
 import sys
+import termios
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ try:
     from gunicorn.app.wsgiapp import WSGIApplication
     from gunicorn.arbiter import Arbiter
     from gunicorn.asgi.protocol import ASGIProtocol
+    from gunicorn.ctl.server import ControlSocketServer
     from gunicorn.workers.gasgi import ASGIWorker
     from gunicorn.workers.gthread import ThreadWorker
     from gunicorn.workers.sync import SyncWorker
@@ -29,7 +32,7 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
     raise ImportError(f"this needs gunicorn: pip install 'gunicorn>=27' ({error})") from None
 
 from ..accept import AcceptLoop, protocol_handler
-from ..adapting import address_of, listeners_of, service_name, split, with_service
+from ..adapting import address_of, dual, listeners_of, service_name, split, with_service
 from ..awaiting import in_thread
 from ..errors import Aborted, HandoffError
 from ..gated import GatedListener
@@ -87,6 +90,7 @@ class HandedArbiter(Arbiter):  # type: ignore[misc]
 
     service: Service | None = None
     _watcher: threading.Thread | None = None
+    _came_back = False
     _bind: list[str]
     worker_class: Any
 
@@ -108,11 +112,13 @@ class HandedArbiter(Arbiter):  # type: ignore[misc]
         cfg = self.cfg
         self._main = os.getpid()
         self._booted, self._started = os.pipe(), os.pipe()
+        os.set_blocking(self._booted[1], False)  # nobody reads it any more when this generation serves
         self.service = service = Service(
             **self.app.handoff, grace=float(cfg.graceful_timeout), pidfile=self._pidfile,
             signals={"SIGTERM": "stop", "SIGUSR2": "upgrade"},
         )  # fmt: skip
         service.drains_when_asked()
+        service.after("rollback", self._come_back)
         addresses = cfg.address[:1] if service.inherited else cfg.address
         listeners = [
             listener
@@ -126,8 +132,13 @@ class HandedArbiter(Arbiter):  # type: ignore[misc]
     def _text(self, address: Any) -> str:
         cfg = self.cfg
         if isinstance(address, tuple):
-            return f"{address_of(*address[:2])}?backlog={cfg.backlog}"
-        return f"unix:{address}?mode={0o777 & ~cfg.umask:04o}&backlog={cfg.backlog}"
+            return dual(f"{address_of(*address[:2])}?backlog={cfg.backlog}")
+        text = f"unix:{address}?mode={0o777 & ~cfg.umask:04o}&backlog={cfg.backlog}"
+        if cfg.uid != os.geteuid():
+            text += f"&owner={cfg.uid}"
+        if cfg.gid != os.getegid():
+            text += f"&group={cfg.gid}"
+        return text
 
     def _wrapped(self, listener: socket.socket, gate: Gate) -> Any:
         """As the workers know it."""
@@ -156,6 +167,10 @@ class HandedArbiter(Arbiter):  # type: ignore[misc]
         super().manage_workers()
         if self._watcher is None:
             self._become_ready()
+        if self._came_back:
+            self._came_back = False
+            self._stop_control_server()
+            self._start_control_server()
 
     def _become_ready(self) -> None:
         """The workers have loaded the application: takes the service over, and lets them accept."""
@@ -191,10 +206,19 @@ class HandedArbiter(Arbiter):  # type: ignore[misc]
         if service.drain().forced:
             self.SIG_QUEUE.put_nowait(signal.SIGQUIT)
 
+    def _come_back(self) -> None:
+        """Another generation had the control socket's path, and has died."""
+        self._came_back = True
+
+    def _start_control_server(self) -> None:
+        if not self.cfg.control_socket_disable:
+            self._control_server = _ControlServer(self, self._get_control_socket_path(), self.cfg.control_socket_mode)
+            self._control_server.start()
+
     def stop(self, graceful: bool = True) -> None:
         if not graceful and self.service is not None:
             self.service.stop()
-        os.close(self._started[1])  # who waits for it ends
+        os.close(self._started[1])  # who waits for it ends, and has not started
         self._started = (self._started[0], os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
         super().stop(graceful)
 
@@ -240,20 +264,30 @@ def _waiting(base: Any, arbiter: HandedArbiter) -> Any:
             return announcing
 
         def run(self) -> None:
-            if not issubclass(base, ASGIWorker):  # which first lets its application start
-                self._await_start()
-            super().run()
+            # An asgi worker first lets its application start.
+            if issubclass(base, ASGIWorker) or self._await_start():
+                super().run()
 
-        def _await_start(self) -> None:
+        def _await_start(self) -> bool:
+            """Whether this generation serves; false where the arbiter stops, or has died, before it did."""
             started = arbiter._started[0]
-            os.write(arbiter._booted[1], b"!")
-            while not select.select([started], [], [], _NOTIFY_SECONDS)[0]:
+            with contextlib.suppress(BlockingIOError):  # full of those before us, and the arbiter waits for nobody
+                os.write(arbiter._booted[1], b"!")
+            # Another process that the arbiter forked may have the pipe's other end, so that its end is not heard.
+            while self.alive and self.ppid == os.getppid():
+                if select.select([started], [], [], _NOTIFY_SECONDS)[0]:
+                    break
                 self.notify()
             self.notify()
+            return _holds_something(started)
 
         async def _create_server(self, _: Any, *, sock: Any, ssl: Any = None, **others: Any) -> _Accepting:  # noqa: ARG002
-            await in_thread(self._await_start, lambda: None)
-            return _Accepting(sock, lambda: _Announcing(self), ssl)
+            starts = await in_thread(self._await_start, lambda: None)
+            accepting = _Accepting(sock, lambda: _Announcing(self), ssl)
+            if not starts:
+                accepting.close()  # before its task has begun
+                self.alive = False
+            return accepting
 
         if issubclass(base, ASGIWorker):
             leaving = False
@@ -276,6 +310,50 @@ def _waiting(base: Any, arbiter: HandedArbiter) -> Any:
 
     Waiting.__name__ = Waiting.__qualname__ = base.__name__
     return Waiting
+
+
+def _holds_something(pipe: int) -> bool:
+    """Not so at the end of a pipe, which is readable as well. What is in it stays there, for the other workers."""
+    count = fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))
+    return any(count)
+
+
+class _ControlServer(ControlSocketServer):  # type: ignore[misc]
+    """gunicorn's own, that leaves its path alone once another generation has it."""
+
+    def __init__(self, arbiter: HandedArbiter, path: str, mode: int) -> None:
+        super().__init__(arbiter, "", mode)  # it would remove whatever is at the path that it knows
+        self._path = path
+        self._bound: tuple[int, int] | None = None
+
+    def _found(self) -> tuple[int, int] | None:
+        """What is at the path."""
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    async def _serve(self) -> None:
+        """At the start, and again after each fork."""
+        if self._bound is not None and self._found() not in (None, self._bound):
+            return
+        self._loop = asyncio.get_running_loop()
+        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+        self._server = await asyncio.start_unix_server(self._handle_client, path=self._path)  # in place of another's
+        os.chmod(self._path, self.socket_mode)
+        self._bound = self._found()
+        self.arbiter.log.info("Control socket listening at %s", self._path)
+        self._ready.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            async with self._server:
+                await self._server.serve_forever()
+
+    def _shutdown(self) -> None:
+        if self._found() == self._bound:  # while the socket is open no other has its inode
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+        super()._shutdown()
 
 
 class _Announcing(ASGIProtocol):  # type: ignore[misc]

@@ -2,12 +2,14 @@
 place of ``uwsgi …``, with uWSGI's own options.
 
 This process has the service; the real ``uwsgi`` is its child, which gets the listeners as ``fd://N``. In each worker
-``uwsgi_worker`` says that the application is loaded, stops accepting while another generation may, and has answers announce
-``Connection: close`` then. uWSGI is told to end when the kernel knows of no connection of it any more.
+``uwsgi_worker`` says that the application is loaded, holds the worker until this generation serves, stops accepting while
+another may, and has answers announce ``Connection: close`` then. uWSGI is told to end when the kernel knows of no connection of
+it any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -17,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..adapting import connections_at, listeners_of, service_name, settings, split
+from ..adapting import connections_at, dual, listeners_of, service_name, settings, split
 from ..deadline import after
 from ..errors import Aborted, HandoffError, UpgradeError
 from ..service import Service
@@ -139,7 +141,7 @@ class Options:
         backlog = f"?backlog={self.values.get('--listen', _BACKLOG)}"
         host, colon, port = text.rpartition(":")
         if colon and port.isdigit():
-            return f"{'' if host == '*' else host}:{port}{backlog}"
+            return dual(f"{'' if host == '*' else host}:{port}{backlog}")
         if text[:1] == "@":
             return f"unix:{text}{backlog}"
         mask = os.umask(0)
@@ -169,20 +171,28 @@ def _program() -> str:
 
 
 class Server:
-    """uWSGI as a child, and what is between the two: ``said`` hears from its workers, and it hears the end of ``life``."""
+    """uWSGI as a child, and what is between the two: ``said`` hears from its workers, which wait for ``started``, and hear the
+    end of ``life``."""
 
     def __init__(self, service: Service, options: Options, addresses: Sequence[tuple[str, str]], program: str) -> None:
         self._service = service
         listeners = self._listeners(addresses)
-        said, self._alive = os.pipe(), os.pipe()
-        self._said = said[0]
+        said, started, self._alive = os.pipe(), os.pipe(), os.pipe()
+        self._said, self._started = said[0], started[1]
+        self._may_accept = False
+        os.set_blocking(said[1], False)  # nobody reads it any more when this generation serves
         fds = {0: 0, 1: 1, 2: 2}
         words = [program, "--master", "--need-app", "--enable-threads"]
         words += ["--hook-master-start", "unix_signal:15 gracefully_kill_them_all"]
         for kind, listener in listeners:
             words += [kind, f"fd://{len(fds)}"]
             fds[len(fds)] = listener.fileno()
-        told = {"said": said[1], "life": self._alive[0], "closed": service.gate.closed_fileno()}
+        told = {
+            "said": said[1],
+            "started": started[0],
+            "life": self._alive[0],
+            "closed": service.gate.closed_fileno(),
+        }
         generation = service.generation
         facts: dict[str, Any] = {"name": service.name, "generation": generation.number, "pid": generation.pid}
         for role, fd in told.items():
@@ -202,8 +212,8 @@ class Server:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("LISTEN_")}
         # Signals to our group, and the terminal's, are for us: a worker would die of them in the middle of a request.
         self._child: Process = spawn(words, fds=fds, env=environ, own_group=1, death_signal=signal.SIGTERM)
-        os.close(said[1])
-        os.close(self._alive[0])
+        for fd in (said[1], started[0], self._alive[0]):
+            os.close(fd)
         sockets = [listener for _, listener in listeners]
         service.observes(connections_at(sockets, lambda: members(self._child.pid)))
         service.drains_when_asked()
@@ -225,7 +235,8 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         """Nothing of uWSGI is left, whatever happened."""
-        self._end(at_once=True)
+        os.close(self._started)  # who waits for it ends
+        self._end(at_once=not self._may_accept)
         for fd in (self._said, self._alive[1]):
             os.close(fd)
         self._child.close()
@@ -238,6 +249,9 @@ class Server:
             service.ready()
         except Aborted:
             return 0
+        self._may_accept = True
+        with contextlib.suppress(BrokenPipeError):  # none of uWSGI is left: how it ended is said below
+            os.write(self._started, b"!")  # which nobody takes out: later workers find it
         if not self._wait(service.fileno()):
             service.say(f"uWSGI {self._child.wait(after(0.0))}")
             return 1

@@ -36,7 +36,7 @@ class Worker:
         pid = int(_told("pid"))
         self.generation = Generation(int(_told("generation")), pid, start_time(pid))
         self.draining = False
-        self._fds = {role: int(_told(role)) for role in ("said", "life", "closed")}
+        self._fds = {role: int(_told(role)) for role in ("said", "started", "life", "closed")}
         for fd in self._fds.values():
             os.set_inheritable(fd, False)
         self._shares = _told("shares") == "1"
@@ -45,13 +45,31 @@ class Worker:
         self._taken: set[Entry] = set()
 
     def begin(self) -> None:
-        """In a worker, once it has the application."""
-        threading.Thread(target=self._attend, name="fdhandoff", daemon=True).start()
-        first = sum(worker["status"] != b"cheap" for worker in uwsgi.workers())
+        """In a worker, once it has the application. Returns when this generation serves: uWSGI accepts as soon as it may."""
         try:
+            threading.Thread(target=self._attend, name="fdhandoff", daemon=True).start()
+            first = sum(worker["status"] != b"cheap" for worker in uwsgi.workers())
             os.write(self._fds["said"], bytes([max(1, min(first, 255))]))
-        except BrokenPipeError:
-            pass  # it hears the end of ``life``
+        except (BrokenPipeError, BlockingIOError):
+            pass  # it hears the end of ``started``; or so many workers were before it that nobody waits for this one
+        finally:
+            self._await_start()
+
+    def _await_start(self) -> None:
+        """Ends the worker where whom it works for ends without having served. An exception, also of INT, which is uWSGI's quick
+        end, would only be printed, and the worker would accept."""
+        serves = False
+        try:
+            poller = select.poll()
+            poller.register(self._fds["started"], select.POLLIN)
+            ((_, said),) = poller.poll()
+            serves = bool(said & select.POLLIN)
+        finally:
+            if not serves:
+                try:
+                    os.kill(uwsgi.masterpid(), signal.SIGTERM)  # so that it does not start another worker
+                finally:
+                    os._exit(0)
 
     def _attend(self) -> None:
         """Follows the gate: nothing is accepted while it is closed, where the queue is another's as well."""
@@ -162,10 +180,12 @@ def _prepared() -> Any:
         before = getattr(uwsgi, "post_fork_hook", None)
 
         def forked() -> None:
-            if before is not None:
-                before()
-            if uwsgi.worker_id():
-                worker.begin()
+            try:
+                if before is not None:
+                    before()
+            finally:  # what it raises is printed, and uWSGI goes on
+                if uwsgi.worker_id():
+                    worker.begin()
 
         uwsgi.post_fork_hook = forked
     return worker.wrap(application)
