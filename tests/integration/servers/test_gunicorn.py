@@ -17,7 +17,7 @@ from fdhandoff.system.processes import descendants
 
 from ...conftest import needs_that
 from ..cli import DEADLINE, PACKAGE, Running, environment, free_port, stopping, wait_for
-from . import Client, KeepAlive
+from . import Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,6 +68,10 @@ def gone(pids: Iterable[int]) -> bool:
     return not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
+def replaced(server: Server, worker: int) -> None:
+    wait_for(lambda: descendants(server.pid) not in ([], [worker]), "a worker in its place")
+
+
 @pytest.mark.parametrize(("module", "kind"), [("wsgi", "sync"), ("wsgi", "gthread"), ("app", "asgi")])
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_of_one_that_never_was_ready_answer_nobody(
@@ -85,17 +89,22 @@ def test_workers_of_one_that_never_was_ready_answer_nobody(
         try:
             wait_for((tmp_path / "second").exists, "the second worker to begin")
             workers = descendants(new.pid)
-            with KeepAlive(("127.0.0.1", port), once=True) as load:
-                load.heard(1)
+            with contextlib.ExitStack() as stack:
+                serving = descendants(old.pid)
+                for pid in serving:
+                    os.kill(pid, signal.SIGSTOP)  # so that whoever else accepts has the queue to itself
+                    stack.callback(os.kill, pid, signal.SIGCONT)
+                clients = [stack.enter_context(contextlib.closing(Client(("127.0.0.1", port)))) for _ in range(10)]
+                for client in clients:
+                    client.send()
                 new.signal(end)
                 if end == signal.SIGKILL:
                     new.process.wait(DEADLINE)  # its streams live on in the workers
-                load.heard(1, 50)
                 (tmp_path / "go").touch()
                 wait_for(lambda: gone(workers), "the workers' end")
-                load.heard(1, 50)
-            assert not load.failures
-            assert load.answers[2] == 0
+                for pid in serving:
+                    os.kill(pid, signal.SIGCONT)
+                assert [client.receive() for client in clients] == [1] * 10
         finally:
             (tmp_path / "go").touch()
             for pid in workers:
@@ -108,11 +117,13 @@ def test_workers_of_one_that_never_was_ready_answer_nobody(
 def test_however_many_workers_were_there_the_next_one_serves(module: str, kind: str, tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "gunicorn.conf.py").write_text(FULL)
-    words = ("--worker-class", kind, "--max-requests", "2")
-    only = Server(tmp_path, f"127.0.0.1:{port}", *words, module=module)
+    only = Server(tmp_path, f"127.0.0.1:{port}", "--worker-class", kind, module=module)
     with stopping(only):
         only.serves(1)
-        for _ in range(8):
+        for _ in range(2):
+            (worker,) = descendants(only.pid)
+            os.kill(worker, signal.SIGKILL)
+            replaced(only, worker)
             with contextlib.closing(Client(("127.0.0.1", port))) as client:
                 client.sock.settimeout(10)
                 assert client.ask() == 1
@@ -168,7 +179,7 @@ def test_the_control_socket_is_of_the_arbiter_that_serves(tmp_path: Path) -> Non
         second = started(2)
         (worker,) = descendants(first.pid)
         os.kill(worker, signal.SIGKILL)
-        wait_for(lambda: descendants(first.pid) not in ([], [worker]), "a worker in its place")
+        replaced(first, worker)
         assert listener_of(control) == second.pid
         second.signal(signal.SIGKILL)
         first.says("took the service back")

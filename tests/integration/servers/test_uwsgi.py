@@ -76,6 +76,10 @@ def gone(pids: list[int]) -> bool:
     return not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
+def another_in_place(server: Server, worker: int) -> None:
+    wait_for(lambda: descendants(server.pid)[-1] != worker, "another worker")
+
+
 class Scene:
     """Generation 1 serves, and ``new``'s second worker is held up until ``go()``; ``family``: all processes of ``new``."""
 
@@ -142,12 +146,18 @@ def test_one_that_ends_before_it_is_ready_has_answered_nobody(end: str, style: s
 @pytest.mark.parametrize("style", STYLES)
 def test_workers_that_come_later_serve_however_many_there_were(style: str, tmp_path: Path) -> None:
     port = free_port()
-    only = Server(tmp_path, port, "--max-requests", "3", *STYLES[style])
+    only = Server(tmp_path, port, *STYLES[style])
+    address = ("127.0.0.1", port)
     with stopping(only):
         only.serves(1)
-        for path in ("/full", *"////////"):
-            with contextlib.closing(Client(("127.0.0.1", port))) as client:
+        with contextlib.closing(Client(address)) as client:
+            assert client.ask("/full") == 1
+        for _ in range(2):
+            *_, worker = descendants(only.pid)
+            os.kill(worker, signal.SIGKILL)
+            another_in_place(only, worker)
+            with contextlib.closing(Client(address)) as client:
                 client.sock.settimeout(10)
-                assert client.ask(path) == 1
+                assert client.ask() == 1
         only.signal(signal.SIGTERM)
         assert only.ends() == 0, only.text()
