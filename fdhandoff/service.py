@@ -730,7 +730,11 @@ class Service:
     @property
     def hurried(self) -> bool:
         """Whether the drain was to end at once: what comes behind it has no time either."""
-        return self._closed or bool(select.select([self._hurry.fileno()], [], [], 0)[0])
+        if self._closed:
+            return True
+        poller = select.poll()
+        poller.register(self._hurry.fileno(), select.POLLIN)
+        return bool(poller.poll(0))
 
     def close(self) -> None:
         """Ends the service in this process: closes its descriptors; the last owner removes its paths and the pidfile. Call it
