@@ -1,5 +1,5 @@
-"""``python -m tests [--again] [PYTEST-OPTION…]``: all tests. Those of the supervisors, which mostly wait, run beside the
-others; what they say comes when the others are through. Ends with 0 if all passed.
+"""``python -m tests [--again] [PYTEST-OPTION…]``: all tests. Those that mostly wait, of the supervisors and the like, run
+beside the others; what they say comes when the others are through. Ends with 0 if all passed.
 
 ``--again``: only what failed the last time, and what was not run to its end then.
 """
@@ -12,15 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-SUPERVISORS = "tests/integration/supervisors"
+WAITING = [f"tests/integration/{name}" for name in ("supervisors", "jobs", "pidproxy", "releases")]
 CACHE = Path(".pytest_cache")
 RECORD = CACHE / "ended.json"
 FAILED = 1  # pytest's own: tests ran to the end, and some failed
 
 #: What is run, with a cache for each, in which pytest notes what failed.
 HALVES = {
-    "others": ["tests", f"--ignore={SUPERVISORS}"],
-    "supervisors": [SUPERVISORS, "-o", f"cache_dir={CACHE / 'supervisors'}"],
+    "others": ["tests", *(f"--ignore={one}" for one in WAITING)],
+    "waiting": [*WAITING, "-o", f"cache_dir={CACHE / 'waiting'}"],
 }
 
 
@@ -44,15 +44,15 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryFile() as out:
         beside = None
         try:
-            if "supervisors" in commands:
+            if "waiting" in commands:
                 beside = subprocess.Popen(
-                    commands["supervisors"], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+                    commands["waiting"], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
                 )
             if "others" in commands:
                 ended["others"] = subprocess.run(commands["others"], check=False).returncode
             if beside is not None:
-                print(f"=== {SUPERVISORS}, beside", flush=True)
-                ended["supervisors"] = beside.wait()
+                print(f"=== {', '.join(WAITING)}, beside", flush=True)
+                ended["waiting"] = beside.wait()
         finally:
             if beside is not None and beside.poll() is None:
                 beside.terminate()
