@@ -305,7 +305,7 @@ def test_a_successor_without_a_program_of_its_own_is_known_by_the_pidfile(tmp_pa
 
 def test_a_successor_that_is_started_in_the_moment_of_the_stop_ends_too(tmp_path: Path) -> None:
     with Proxied(tmp_path, MODE="lastgasp") as proxied:
-        assert proxied.stop() == 0
+        assert proxied.stop() in (0, 128 + signal.SIGTERM), "the second where it was told before it had a handler"
         assert "1 SIGTERM" in proxied.signals()
 
 
