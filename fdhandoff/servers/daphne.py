@@ -24,13 +24,12 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
 from ..adapting import address_of, dual, listeners_of, service_name, settings, split, taken
 from ..errors import HandoffError
 from ..service import Service
+from ..websocket import RESTART
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
     from typing import Any
-
-_RESTART = 1012  # RFC 6455's registry: service restart
 
 
 class Server(daphne.server.Server):  # type: ignore[misc]
@@ -86,7 +85,7 @@ class Server(daphne.server.Server):  # type: ignore[misc]
         for protocol in list(self.connections):
             if isinstance(protocol, WebSocketProtocol):
                 if protocol.state == protocol.STATE_OPEN:
-                    protocol.sendCloseFrame(code=_RESTART)
+                    protocol.sendCloseFrame(code=RESTART)
                 else:
                     protocol.onOpen = partial(_open_and_close, protocol)
 
@@ -116,7 +115,7 @@ def _wait(tasks: list[asyncio.Future[Any]], seconds: float) -> asyncio.Future[An
 
 def _open_and_close(protocol: Any) -> None:
     type(protocol).onOpen(protocol)
-    protocol.sendCloseFrame(code=_RESTART)
+    protocol.sendCloseFrame(code=RESTART)
 
 
 def _address(endpoint: str) -> str:

@@ -39,6 +39,7 @@ from ..gated import GatedListener
 from ..http2 import GoingAway
 from ..service import REOPEN_SECONDS, Service
 from ..successor import BLOCKED
+from ..websocket import RESTART
 
 if TYPE_CHECKING:
     import socket
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 # How often an arbiter that waits for its first workers looks after them, and a worker that waits says that it lives.
 _LOOK_SECONDS = 0.05
 _NOTIFY_SECONDS = 0.5
-_RESTART = 1012  # RFC 6455's registry: service restart
 _CLOSE_SECONDS = 5.0  # as gunicorn waits for a client's own close
 
 
@@ -390,7 +390,7 @@ class _Announcing(ASGIProtocol):  # type: ignore[misc]
 
     async def _close(self, websocket: Any) -> None:
         """The application hears of it when the client has answered, or as soon as it sends something."""
-        await websocket._send_close(_RESTART, "service restart")
+        await websocket._send_close(RESTART, "service restart")
         websocket.closed = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(websocket._close_event.wait(), _CLOSE_SECONDS)

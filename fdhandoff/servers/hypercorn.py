@@ -38,6 +38,7 @@ from ..errors import HandoffError
 from ..http2 import GoingAway
 from ..passage import Passage
 from ..service import Service
+from ..websocket import RESTART
 
 if TYPE_CHECKING:
     import socket
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 # Where graceful_timeout does not say it: hypercorn's three seconds are short for what is under way.
 _GRACE_SECONDS = 30.0
-_RESTART = 1012  # RFC 6455's registry: service restart
 _NOT_STARTED = (NoAppError, LifespanFailureError, LifespanTimeoutError)
 # Names of listeners that speak without TLS although there is a certificate.
 _INSECURE = "insecure"
@@ -394,7 +394,7 @@ class _Connection(TCPServer):
         if stream.stream_id in self._closed_websockets:
             return
         self._closed_websockets.add(stream.stream_id)
-        closing = CloseConnection(code=_RESTART, reason="service restart")
+        closing = CloseConnection(code=RESTART, reason="service restart")
         self._task_group.spawn(stream._send_wsproto_event, closing)
 
     def _look_at_h2(self, http: Any) -> None:

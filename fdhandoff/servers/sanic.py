@@ -33,12 +33,12 @@ from ..adapting import address_of, dual, listeners_of, service_name, settings, s
 from ..errors import HandoffError
 from ..passage import Passage
 from ..service import Service
+from ..websocket import RESTART
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
-_RESTART = 1012  # RFC 6455's registry: service restart
 # They start processes, or threads that do; what they do can't be had with one process whose successor is another's to start.
 _MANAGED = ("workers", "fast", "auto_reload", "reload_dir", "dev")
 # Options of the command line alone that would be ignored here, as they are called there, and what to do instead.
@@ -133,7 +133,7 @@ async def _serve(service: Service, app: Any, listener: socket.socket, ssl: Any, 
         await server.before_stop()
         for connection in list(connections):
             if connection.websocket is not None:
-                connection.websocket.fail_connection(code=_RESTART)
+                connection.websocket.fail_connection(code=RESTART)
         report = await service.drain_async()
         await accepting
         service.say(str(report))

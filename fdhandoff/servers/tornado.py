@@ -26,12 +26,11 @@ except ImportError as error:  # pragma: no cover - said to whoever runs it
 from ..adapting import address_of, listeners_of, service_name, settings, taken
 from ..passage import Passage
 from ..service import Service
+from ..websocket import RESTART
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
-
-_RESTART = 1012  # RFC 6455's registry: service restart
 
 
 def run(app: Any, port: int, address: str | None = None, **options: Any) -> None:
@@ -69,7 +68,7 @@ async def serve(
             vars(server)["start_request"] = server._start_request
             await passage.leave()
             for handler in list(websockets):
-                handler.close(_RESTART, "service restart")
+                handler.close(RESTART, "service restart")
             report = await service.drain_async()
             await accepting
         service.say(str(report))
