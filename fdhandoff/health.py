@@ -148,6 +148,13 @@ class Health:
         if shown is not None and identity(self._file) == shown[1]:
             self._remove()
 
+    def withdraw_for_good(self) -> None:
+        """``withdraw`` at the end, which nothing may hold up: that it can't be removed is said."""
+        try:
+            self.withdraw()
+        except HandoffError as error:
+            self._say(str(error))
+
     def _remove(self) -> None:
         try:
             os.unlink(self._file)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 
-from .errors import HandoffError
 from .health import Health
 from .master.loop import Loop
 
@@ -71,10 +70,7 @@ class ServiceHealth:
                 return
             self._closed = True
             if final:
-                try:
-                    self._health.withdraw()
-                except HandoffError as error:
-                    self._service.say(str(error))
+                self._health.withdraw_for_good()
         if self._thread is not None:
             self._loop.call(self._begin_to_end)
             self._thread.join()

@@ -175,8 +175,6 @@ class Job:
         return theirs
 
     def _begin(self, name: str) -> None:
-        if self.begun:
-            raise RuntimeError(f"job {self.name!r} was begun already: one place is for one job")
         self._jobs._begin(self)
         self.name = name
 

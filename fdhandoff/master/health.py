@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 
-from ..errors import HandoffError
 from ..health import Health
 from ..system.paths import unlink_control
 from ..system.sockets import bind, parse_bind
@@ -56,10 +55,7 @@ class MasterHealth(Health):
                 unlink_control(listener.getsockname(), listener)
             listener.close()
         self.listeners = []
-        try:
-            self.withdraw()
-        except HandoffError as error:
-            self._say(str(error))
+        self.withdraw_for_good()
 
     def _is_ready(self) -> bool:
         return self._master.wants_traffic
