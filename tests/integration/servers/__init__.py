@@ -21,6 +21,8 @@ from fdhandoff.system.processes import descendants
 from ..cli import DEADLINE, status, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from typing_extensions import Self
 
     from ..cli import Running
@@ -124,6 +126,15 @@ def hang_up(address: tuple[str, int], count: int = 200) -> None:
     for _ in range(count):
         with connected(address) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def survives_who_hangs_up(server: Running, port: int) -> None:
+    """It answers the next one, and ends as it should."""
+    hang_up(("127.0.0.1", port))
+    with contextlib.closing(Client(("127.0.0.1", port))) as client:
+        assert client.ask() == 1
+    server.signal(signal.SIGTERM)
+    assert server.ends() == 0, server.text()
 
 
 def connected(address: tuple[str, int] | str) -> socket.socket:
@@ -230,6 +241,11 @@ def replaces_itself(server: Running, port: int, path: Path, asked_by: int = sign
     finally:
         for one in filter(_lives, family):
             os.kill(one, signal.SIGKILL)
+
+
+def gone(pids: Iterable[int]) -> bool:
+    """Whether none of them is there any more, not even to be waited for."""
+    return not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
 def _lives(pid: int) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from ...conftest import needs_that
 from ..cli import PACKAGE, Running, environment, free_port, status, stopping, wait_for
 from ..master import Load, Service, quick
-from . import Client, KeepAlive, hang_up, replaces_itself, the_first_serves, two_threads_sleep
+from . import Client, KeepAlive, replaces_itself, survives_who_hangs_up, the_first_serves, two_threads_sleep
 from .slow import until
 
 HERE = Path(__file__).parent
@@ -122,11 +122,7 @@ def test_clients_that_hang_up_at_once_end_nothing(name: str, tmp_path: Path) -> 
     server = Server(name, tmp_path, port)
     with stopping(server):
         server.serves(1)
-        hang_up(("127.0.0.1", port))
-        with contextlib.closing(Client(("127.0.0.1", port))) as client:
-            assert client.ask() == 1
-        server.signal(signal.SIGTERM)
-        assert server.ends() == 0, server.text()
+        survives_who_hangs_up(server, port)
 
 
 def test_under_the_master_no_request_fails(name: str, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import socket
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,10 +16,7 @@ from fdhandoff.system.processes import descendants
 
 from ...conftest import needs_that
 from ..cli import DEADLINE, PACKAGE, Running, environment, free_port, stopping, wait_for
-from . import Client
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from . import Client, gone
 
 pytest.importorskip("gunicorn", reason="needs gunicorn: pip install 'fdhandoff[test]'")
 
@@ -62,10 +58,6 @@ class Server(Running):
 
     def serves(self, generation: int) -> None:
         self.says(f"generation {generation} serves")
-
-
-def gone(pids: Iterable[int]) -> bool:
-    return not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
 def replaced(server: Server, worker: int) -> None:

@@ -16,7 +16,7 @@ from fdhandoff.system.processes import descendants
 
 from ...conftest import needs_that
 from ..cli import DEADLINE, PACKAGE, Running, environment, free_port, stopping, wait_for
-from . import Client, KeepAlive
+from . import Client, KeepAlive, gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,10 +70,6 @@ class Server(Running):
 
     def serves(self, generation: int) -> None:
         self.says(f"generation {generation} serves")
-
-
-def gone(pids: list[int]) -> bool:
-    return not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
 def another_in_place(server: Server, worker: int) -> None:
